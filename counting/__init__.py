@@ -1,0 +1,1 @@
+"""Counting: the region-wide, quorum-replicated ledger of concurrency permits."""

@@ -1,0 +1,1 @@
+"""pysyncobj behind an interface of ours, with the guards that it needs."""

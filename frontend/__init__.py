@@ -1,0 +1,1 @@
+"""Frontend: the public HTTP API, authentication, admission and the synchronous invoke."""

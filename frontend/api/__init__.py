@@ -1,0 +1,1 @@
+"""AWS Lambda's REST API over botocore's own service model."""

@@ -1,0 +1,1 @@
+"""The wire protocol between services: .proto files and the modules generated from them."""

@@ -1,0 +1,1 @@
+"""Storage: function metadata, code blobs and lease records, each a small interface with interchangeable implementations."""

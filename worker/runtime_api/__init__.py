@@ -1,0 +1,1 @@
+"""The Lambda Runtime API, served to one sandbox through a listener made inside its network namespace."""

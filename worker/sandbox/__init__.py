@@ -1,0 +1,1 @@
+"""Sandboxes: namespaces, cgroups, seccomp, and the privileged spawner behind one driver interface."""
