@@ -4,7 +4,6 @@ Owns nothing but the description. The generated ``*_rpc.py`` modules hold one ``
 ``chassis.rpc`` calls and serves them over any transport.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,8 +18,8 @@ class Method(Generic[Request, Response]):
     """``path`` is gRPC's own ("/package.Service/Name"); the flags say which side streams."""
 
     path: str
-    request: Callable[[], Request]
-    response: Callable[[], Response]
+    request: type[Request]
+    response: type[Response]
     client_streams: bool
     server_streams: bool
 

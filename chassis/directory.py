@@ -1,0 +1,148 @@
+"""Registration with placement, and the region's view that comes back: how every process finds its peers.
+
+Owns the streams to the placement processes, this process's heartbeats and the newest view. Refuses to know what peers
+are for. Placement addresses are the only seeds; placements that join later are found through the view. Without any
+placement the last view stays: peers known stay known.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from chassis.clock import Clock
+from chassis.faults import Fault
+from chassis.process import Tasks
+from chassis.rpc import Network, Outbox, Stream, converse
+from protos import placement_pb2, placement_rpc
+
+HEARTBEAT_S = 0.25
+REDIAL_S = 0.2
+
+_log = structlog.get_logger(__name__)
+
+Observer = Callable[["Directory"], None]
+
+
+class Directory:
+    """One process's registration. ``nodes`` is the region as the active placement sees it."""
+
+    def __init__(self, *, network: Network, clock: Clock, seeds: tuple[str, ...], node: placement_pb2.Node) -> None:
+        self.node = node
+        self.nodes: dict[str, placement_pb2.Node] = {}
+        self.owners: tuple[placement_pb2.RegionView.Owner, ...] = ()
+        self.owners_version = 0
+        self.term = 0
+        self.version = 0
+        self.leader = ""                # node id of the active placement
+        self.heard_at = float("-inf")   # monotonic seconds of the active placement's last word
+        self._network = network
+        self._clock = clock
+        self._tasks = Tasks()
+        self._observers: list[Observer] = []
+        self._outboxes: dict[str, Outbox[placement_pb2.NodeReport]] = {}
+        self._dialled: set[str] = set()
+        self._seeds = seeds
+        self._leaving = False
+        self._first_view = asyncio.Event()
+
+    def start(self) -> None:
+        for seed in self._seeds:
+            self._dial(seed)
+
+    async def ready(self, timeout_s: float) -> None:
+        """Waits for the first view. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            await self._first_view.wait()
+
+    def observe(self, observer: Observer) -> None:
+        """Calls ``observer(directory)`` after each new view, and now if there is one."""
+        self._observers.append(observer)
+        if self._first_view.is_set():
+            observer(self)
+
+    def of_service(self, service: str) -> list[placement_pb2.Node]:
+        """Nodes of one service that are not dead, by node id."""
+        nodes = [node for node in self.nodes.values() if node.service == service and node.health != "dead"]
+        return sorted(nodes, key=lambda node: node.node)
+
+    def update(self, *, role: str | None = None, **detail: str) -> None:
+        """Tells the region of a change of this process's role or small facts."""
+        if role is not None:
+            self.node.role = role
+        for key, value in detail.items():
+            self.node.detail[key] = value
+        self._report(placement_pb2.NodeReport(node=self.node))
+
+    def load(self, load: placement_pb2.WorkerCapacity) -> None:
+        """Tells placement of this worker's load, at once; heartbeats carry it on."""
+        self.node.capacity.CopyFrom(load)
+        self._report(placement_pb2.NodeReport(heartbeat=True, load=load))
+
+    def leave(self) -> None:
+        """This process drains: no new work for it, please."""
+        self._leaving = True
+        self._report(placement_pb2.NodeReport(node=self.node, leaving=True))
+
+    async def close(self) -> None:
+        await self._tasks.cancel()
+
+    def _report(self, report: placement_pb2.NodeReport) -> None:
+        for outbox in self._outboxes.values():
+            outbox.put(report)
+
+    def _dial(self, address: str) -> None:
+        if address not in self._dialled:
+            self._dialled.add(address)
+            self._tasks.start(self._follow(address), name=f"register at {address}")
+
+    async def _follow(self, address: str) -> None:
+        channel = self._network.connect(address, service="placement")
+        try:
+            while True:
+                stream = channel.stream(placement_rpc.REGISTER)
+                try:
+                    await self._converse(address, stream)
+                except Fault as fault:
+                    _log.debug("placement", address=address, fault=fault.message)
+                finally:
+                    stream.cancel()
+                await asyncio.sleep(REDIAL_S)
+        finally:
+            await channel.close()
+
+    async def _converse(
+        self, address: str, stream: Stream[placement_pb2.NodeReport, placement_pb2.RegionView]
+    ) -> None:
+        outbox = Outbox(stream, limit=64)
+        self._outboxes[address] = outbox
+        outbox.put(placement_pb2.NodeReport(node=self.node, leaving=self._leaving))
+        beat = self._tasks.start(self._beat(outbox), name=f"heartbeat to {address}")
+        try:
+            await converse(stream, outbox, self._see)
+        finally:
+            del self._outboxes[address]
+            beat.cancel()
+
+    async def _beat(self, outbox: Outbox[placement_pb2.NodeReport]) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            report = placement_pb2.NodeReport(heartbeat=True)
+            if self.node.HasField("capacity"):
+                report.load.CopyFrom(self.node.capacity)
+            outbox.put(report)
+
+    def _see(self, view: placement_pb2.RegionView) -> None:
+        if not view.active or view.term < self.term:
+            return
+        self.heard_at = self._clock.monotonic()
+        if not view.whole or (view.term == self.term and view.version <= self.version):
+            return
+        self.term, self.version, self.leader = view.term, view.version, view.leader
+        self.nodes = {node.node: node for node in view.nodes}
+        self.owners_version, self.owners = view.owners_version, tuple(view.owners)
+        for node in self.of_service("placement"):
+            self._dial(node.address)
+        self._first_view.set()
+        for observer in self._observers:
+            observer(self)

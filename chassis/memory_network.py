@@ -1,0 +1,310 @@
+"""chassis.rpc within one process: for tests, and the ground of the simulation's network.
+
+Owns delivery. Messages are serialised and parsed on the way, so that what arrives is what gRPC would have carried, and
+the identity table is checked as on the wire. ``Link`` decides how long a message takes and whether it arrives: here at
+once and always; the simulation puts seeded delays and faults in its place.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import structlog
+from google.protobuf.message import Message
+
+from chassis.faults import Fault, FaultCode
+from chassis.identity import authorise
+from chassis.rpc import Caller, Channel, Handlers, Server, Stream
+from protos.rpc import Method
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+_log = structlog.get_logger(__name__)
+
+
+class Link:
+    """How messages travel from one process to another: subclass it to delay or to break."""
+
+    def delay_s(self, sender: str, receiver: str) -> float | None:
+        """Seconds that the next message takes; None: it is lost, and with it the connection."""
+        return 0.0
+
+
+class Fabric:
+    """The addresses of one region in memory. Each process gets a ``MemoryNetwork`` of its own on it."""
+
+    def __init__(self, link: Link | None = None) -> None:
+        self.link = link or Link()
+        self._servers: dict[str, _MemoryServer] = {}
+        self._next_port = 1
+        self._streams: set[_Pipe] = set()
+
+    def network(self, caller: Caller) -> "MemoryNetwork":
+        return MemoryNetwork(self, caller)
+
+    def listen(self, address: str, handlers: Handlers, owner: Caller) -> "_MemoryServer":
+        host, port = address.rsplit(":", 1)
+        if port == "0":
+            port, self._next_port = str(self._next_port), self._next_port + 1
+        bound = f"{host}:{port}"
+        if bound in self._servers:
+            raise Fault(f"can't listen on {bound}: it is taken", code=FaultCode.CONFLICT, definite=True)
+        self._servers[bound] = server = _MemoryServer(self, bound, handlers, owner)
+        return server
+
+    def server(self, address: str) -> "_MemoryServer | None":
+        return self._servers.get(address)
+
+    def unlisten(self, address: str) -> None:
+        self._servers.pop(address, None)
+
+
+class MemoryNetwork:
+    """``Network`` on a fabric."""
+
+    def __init__(self, fabric: Fabric, caller: Caller) -> None:
+        self._fabric = fabric
+        self._caller = caller
+
+    def connect(self, address: str, *, service: str, node: str = "") -> Channel:
+        return _MemoryChannel(self._fabric, self._caller, address, service, node)
+
+    async def serve(self, address: str, handlers: Handlers) -> Server:
+        return self._fabric.listen(address, handlers, self._caller)
+
+
+class _MemoryServer:
+    def __init__(self, fabric: Fabric, address: str, handlers: Handlers, owner: Caller) -> None:
+        self._fabric = fabric
+        self.address = address
+        self.owner = owner
+        self.handlers = handlers
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.pipes: set[_Pipe] = set()
+
+    def run(self, coroutine: Any) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def close(self, grace_s: float) -> None:
+        self._fabric.unlisten(self.address)
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=grace_s)
+        self.crash()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+
+    def crash(self) -> None:
+        """Everything at once gone, as with kill -9."""
+        self._fabric.unlisten(self.address)
+        for pipe in list(self.pipes):
+            pipe.break_off()
+        for task in list(self.tasks):
+            task.cancel()
+
+
+class _MemoryChannel:
+    def __init__(self, fabric: Fabric, caller: Caller, address: str, service: str, node: str) -> None:
+        self._fabric = fabric
+        self._caller = caller
+        self._address = address
+        self._service = service
+        self._node = node
+        self._streams: set[_Pipe] = set()
+
+    def _dial(self, method: Method[Any, Any]) -> tuple[_MemoryServer, Any]:
+        server = self._fabric.server(self._address)
+        if server is None:
+            raise Fault(f"{method.name} at {self._node or self._service} at {self._address}: nobody listens")
+        if server.owner.service != self._service or (self._node and server.owner.node != self._node):
+            wanted = self._node or self._service
+            raise Fault(f"{self._address} is {server.owner.node}, not {wanted}", code=FaultCode.DENIED)
+        authorise(method.path, self._caller)
+        handler = server.handlers.by_path.get(method.path)
+        if handler is None:
+            raise Fault(f"{method.name}: not served at {self._address}", code=FaultCode.INVALID, definite=True)
+        return server, handler.handle
+
+    async def call(self, method: Method[Request, Response], request: Request, *, timeout_s: float) -> Response:
+        server, handle = self._dial(method)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        async def serve() -> None:
+            await self._travel(self._caller.node, server.owner.node)
+            try:
+                response = await handle(_copy(request), self._caller)
+                await self._travel(server.owner.node, self._caller.node)
+            except Fault as fault:
+                _settle(answer, fault)
+            except asyncio.CancelledError:
+                _settle(answer, Fault(f"{method.name}: the peer has gone"))
+                raise
+            else:
+                _settle(answer, _copy(response))
+
+        server.run(serve())
+        try:
+            async with asyncio.timeout(timeout_s):
+                response: Response = await answer
+        except TimeoutError:
+            raise Fault(f"{method.name} took more than {timeout_s} s", code=FaultCode.TIMEOUT) from None
+        return response
+
+    def stream(self, method: Method[Request, Response]) -> Stream[Request, Response]:
+        pipe = _Pipe(self._fabric, self._caller.node)
+        try:
+            server, handle = self._dial(method)
+        except Fault as fault:
+            pipe.break_off(fault)
+            return pipe.client
+        pipe.peer = server.owner.node
+        server.pipes.add(pipe)
+
+        async def serve() -> None:
+            fault: Fault | None = None
+            try:
+                await handle(pipe.server, self._caller)
+            except Fault as raised:
+                fault = raised
+            except asyncio.CancelledError:
+                pipe.break_off()
+                raise
+            finally:
+                server.pipes.discard(pipe)
+            pipe.end(fault)
+
+        server.run(serve())
+        return pipe.client
+
+    async def fetch(
+        self, method: Method[Request, Response], request: Request, *, timeout_s: float
+    ) -> AsyncIterator[Response]:
+        server, handle = self._dial(method)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._travel(self._caller.node, server.owner.node)
+                async for response in handle(_copy(request), self._caller):
+                    await self._travel(server.owner.node, self._caller.node)
+                    yield _copy(response)
+        except TimeoutError:
+            raise Fault(f"{method.name} took more than {timeout_s} s", code=FaultCode.TIMEOUT) from None
+
+    async def close(self) -> None:
+        return None
+
+    async def _travel(self, sender: str, receiver: str) -> None:
+        delay = self._fabric.link.delay_s(sender, receiver)
+        if delay is None:
+            raise Fault(f"lost on the way from {sender} to {receiver}")
+        await asyncio.sleep(delay)
+
+
+class _Pipe:
+    """A stream's two ends, with a queue each way."""
+
+    def __init__(self, fabric: Fabric, dialler: str) -> None:
+        self.fabric = fabric
+        self.dialler = dialler
+        self.peer = ""
+        self.fault: Fault | None = None
+        self.to_server = _Lane(self, up=True)
+        self.to_client = _Lane(self, up=False)
+        self.client: _End = _End(self, sends=self.to_server, receives=self.to_client)
+        self.server: _End = _End(self, sends=self.to_client, receives=self.to_server)
+
+    def break_off(self, fault: Fault | None = None) -> None:
+        """At once, for both sides; what is on its way is lost."""
+        self.fault = self.fault or fault or Fault(f"the stream between {self.dialler} and {self.peer} broke")
+        for lane in (self.to_server, self.to_client):
+            lane.close(at_once=True)
+
+    def end(self, fault: Fault | None) -> None:
+        """The serving side returned: what it sent still arrives."""
+        if fault is not None:
+            self.fault = self.fault or fault
+        self.to_client.close(at_once=False)
+        self.to_server.close(at_once=True)
+
+
+class _Lane:
+    """One direction: messages in order, each delayed by the link."""
+
+    def __init__(self, pipe: _Pipe, *, up: bool) -> None:
+        self._pipe = pipe
+        self._up = up
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._arrives = 0.0
+        self.closed = False
+
+    def put(self, message: Any) -> None:
+        pipe = self._pipe
+        ends = (pipe.dialler, pipe.peer) if self._up else (pipe.peer, pipe.dialler)
+        delay = pipe.fabric.link.delay_s(*ends)
+        if delay is None:
+            pipe.break_off()
+            return
+        loop = asyncio.get_running_loop()
+        self._arrives = max(self._arrives, loop.time() + delay)
+        if self._arrives <= loop.time():
+            self._queue.put_nowait(message)
+        else:
+            loop.call_at(self._arrives, self._queue.put_nowait, message)
+
+    def close(self, *, at_once: bool) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if at_once:
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._queue.put_nowait(None)
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(self._arrives, loop.time()), self._queue.put_nowait, None)
+
+    async def get(self) -> Any:
+        message = await self._queue.get()
+        if message is None:
+            self._queue.put_nowait(None)  # an end stays an end
+        return message
+
+
+class _End:
+    def __init__(self, pipe: _Pipe, *, sends: _Lane, receives: _Lane) -> None:
+        self._pipe = pipe
+        self._sends = sends
+        self._receives = receives
+
+    async def send(self, message: Any) -> None:
+        if self._sends.closed:
+            raise self._pipe.fault or Fault("the stream is over")
+        self._sends.put(_copy(message))
+        await asyncio.sleep(0)
+
+    async def receive(self) -> Any:
+        message = await self._receives.get()
+        if message is None and self._pipe.fault is not None:
+            raise self._pipe.fault
+        return message
+
+    async def finish(self) -> None:
+        self._sends.close(at_once=False)
+
+    def cancel(self) -> None:
+        self._pipe.break_off(Fault("the stream was cancelled", code=FaultCode.CANCELLED))
+
+
+def _copy(message: Any) -> Any:
+    return type(message).FromString(message.SerializeToString())
+
+
+def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, Fault):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

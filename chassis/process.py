@@ -1,0 +1,113 @@
+"""The life of one service process: event loop, signals, drain.
+
+Owns start and end. What a service is made of is its own ``__main__``: it hands over a coroutine that starts it and
+returns something that can be drained.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+import structlog
+import uvloop
+
+from chassis import logs
+from chassis.config import NodeConfig
+from chassis.faults import Fault
+
+_log = structlog.get_logger(__name__)
+
+
+class Service(Protocol):
+    async def drain(self) -> None:
+        """Takes no new work, lets what runs finish, gives everything back. Called once."""
+        ...
+
+
+def run(config: NodeConfig, start: Callable[[], Awaitable[Service]]) -> int:
+    """Runs a service until SIGTERM or SIGINT. Returns the exit status: 0 drained, 1 could not start, 2 a bug."""
+    logs.configure(service=config.service, node=config.node, level=config.log_level)
+    factory = uvloop.new_event_loop if config.event_loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_live(config, start))
+
+
+async def _live(config: NodeConfig, start: Callable[[], Awaitable[Service]]) -> int:
+    stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _settle, stop, 0)
+    loop.set_exception_handler(lambda _loop, context: _on_bug(stop, context))
+    try:
+        service = await start()
+    except Fault as fault:
+        _log.error("can't start", fault=fault.message)
+        return 1
+    _log.info("serving")
+    status = await stop
+    with contextlib.suppress(TimeoutError):  # what didn't finish in time is cut off by our exit
+        async with asyncio.timeout(config.drain_s + 1.0):
+            await service.drain()
+    _log.info("drained", status=status)
+    return status
+
+
+def _settle(stop: "asyncio.Future[int]", status: int) -> None:
+    if not stop.done():
+        stop.set_result(status)
+
+
+def _on_bug(stop: "asyncio.Future[int]", context: dict[str, Any]) -> None:
+    """An exception that nobody waits for. Assertions end the process: it is restarted in a known state."""
+    error = context.get("exception")
+    _log.error("unhandled", message=context.get("message"), exc_info=error)
+    if isinstance(error, AssertionError):
+        _settle(stop, 2)
+
+
+class Tasks:
+    """References to a process's background tasks: asyncio itself keeps weak ones only.
+
+    A task that ends with a Fault is logged; one that ends with anything else is a bug and goes to the loop's exception
+    handler at once instead of when it is collected.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> "asyncio.Task[Any]":
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, Fault):
+            _log.warning("task ended", task=task.get_name(), fault=error.message)
+        elif error is not None:
+            task.get_loop().call_exception_handler(
+                {"message": f"task {task.get_name()} failed", "exception": error, "task": task}
+            )
+
+    async def cancel(self) -> None:
+        """Cancels all and waits until they are gone."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def config_path(argv: list[str], usage: str) -> str:
+    """The FILE of ``--config FILE``. Ends the process with status 2 and the usage when it isn't there."""
+    if len(argv) == 3 and argv[1] == "--config":
+        return argv[2]
+    sys.stderr.write(f"usage: {usage} --config FILE\n")
+    raise SystemExit(2)

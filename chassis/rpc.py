@@ -1,0 +1,208 @@
+"""Calls between services, without a transport.
+
+Owns the shapes that inbound edges (``service.py``) and outbound ones (``peers.py``) are written against:
+``chassis.grpc_network`` carries them between processes, ``chassis.memory_network`` within one (tests, simulation).
+Every failure of a call is a ``Fault``.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from chassis.faults import Fault
+from protos.rpc import Method
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+Send_contra = TypeVar("Send_contra", contravariant=True)
+Receive_co = TypeVar("Receive_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who calls, as its certificate says."""
+
+    service: str
+    node: str
+    az: str
+    host: str
+
+
+class Stream(Protocol[Send_contra, Receive_co]):
+    """One side of a bidirectional stream. One task sends, one task receives."""
+
+    async def send(self, message: Send_contra) -> None:
+        """Waits for flow control. Raises Fault when the stream is broken or the peer has gone."""
+        ...
+
+    async def receive(self) -> Receive_co | None:
+        """The next message, or None when the peer finished. Raises Fault when the stream broke."""
+        ...
+
+    async def finish(self) -> None:
+        """This side sends nothing more."""
+        ...
+
+    def cancel(self) -> None:
+        """Breaks the stream for both sides at once."""
+        ...
+
+
+class Channel(Protocol):
+    """A connection to one peer, made when first needed and made again after a break."""
+
+    async def call(self, method: Method[Request, Response], request: Request, *, timeout_s: float) -> Response: ...
+
+    def stream(self, method: Method[Request, Response]) -> Stream[Request, Response]:
+        """Opens a bidirectional stream. It lives until either side ends it; keepalive finds a dead peer."""
+        ...
+
+    def fetch(
+        self, method: Method[Request, Response], request: Request, *, timeout_s: float
+    ) -> AsyncIterator[Response]:
+        """One request, many responses. ``timeout_s`` is for the whole."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Server(Protocol):
+    address: str  # host:port that it is bound to
+
+    async def close(self, grace_s: float) -> None:
+        """No new calls; those that run may finish within ``grace_s`` seconds, then they are cancelled."""
+        ...
+
+
+class Network(Protocol):
+    """One process's way to its peers."""
+
+    def connect(self, address: str, *, service: str, node: str = "") -> Channel:
+        """A channel to a peer whose certificate must be of ``service`` (and of ``node``, where one is given)."""
+        ...
+
+    async def serve(self, address: str, handlers: "Handlers") -> Server:
+        """Serves at host:port (port 0: any free one). Raises Fault when the address can't be had."""
+        ...
+
+
+UnaryHandler = Callable[[Any, Caller], Awaitable[Any]]
+StreamHandler = Callable[[Any, Caller], Awaitable[None]]
+FetchHandler = Callable[[Any, Caller], AsyncIterator[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    method: Method[Any, Any]
+    handle: UnaryHandler | StreamHandler | FetchHandler
+
+
+class Handlers:
+    """What one process serves. A handler raises Fault to refuse; anything else it raises is a bug and is logged."""
+
+    def __init__(self) -> None:
+        self.by_path: dict[str, Handler] = {}
+
+    def unary(
+        self, method: Method[Request, Response], handle: Callable[[Request, Caller], Awaitable[Response]]
+    ) -> None:
+        assert not method.client_streams and not method.server_streams, method.path
+        self._add(method, handle)
+
+    def bidi(
+        self,
+        method: Method[Request, Response],
+        handle: Callable[[Stream[Response, Request], Caller], Awaitable[None]],
+    ) -> None:
+        """The stream ends when ``handle`` returns."""
+        assert method.client_streams and method.server_streams, method.path
+        self._add(method, handle)
+
+    def fetch(
+        self, method: Method[Request, Response], handle: Callable[[Request, Caller], AsyncIterator[Response]]
+    ) -> None:
+        assert method.server_streams and not method.client_streams, method.path
+        self._add(method, handle)
+
+    def _add(self, method: Method[Any, Any], handle: Any) -> None:
+        assert method.path not in self.by_path, f"{method.path} is handled twice"
+        self.by_path[method.path] = Handler(method, handle)
+
+
+class Outbox(Generic[Request]):
+    """The sending half of a stream that many tasks write to without waiting.
+
+    ``put`` never blocks. One writer task sends; what is put while a send is on its way goes into the next one, so that
+    a busy stream writes once per turn of the event loop. ``combine`` makes one message of many (None: one by one).
+    Past ``limit`` waiting messages the stream is cut: a peer that doesn't read must not grow this process.
+    """
+
+    def __init__(
+        self,
+        stream: Stream[Request, Any],
+        *,
+        combine: Callable[[list[Any]], Request] | None = None,
+        limit: int = 10_000,
+    ) -> None:
+
+
+        self._stream = stream
+        self._combine = combine
+        self._limit = limit
+        self._waiting: list[Any] = []
+        self._wake = asyncio.Event()
+        self._closing = False
+
+    def put(self, message: Any) -> None:
+        if len(self._waiting) >= self._limit:
+            self._closing = True
+            self._stream.cancel()
+            return
+        self._waiting.append(message)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Lets ``run`` end once what waits is sent."""
+        self._closing = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Sends until closed. Raises Fault when the stream breaks."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                if self._combine is not None:
+                    await self._stream.send(self._combine(batch))
+                else:
+                    for message in batch:
+                        await self._stream.send(message)
+            if self._closing:
+                return
+
+
+async def converse(
+    stream: Stream[Request, Response], outbox: Outbox[Request], on_message: Callable[[Response], None]
+) -> None:
+    """Runs both halves of a stream: ``outbox`` sends, ``on_message`` gets what arrives, in order.
+
+    Returns when the peer finished. Raises Fault when the stream broke in either direction.
+    """
+    writer = asyncio.get_running_loop().create_task(_write(stream, outbox))
+    try:
+        while (message := await stream.receive()) is not None:
+            on_message(message)
+    finally:
+        writer.cancel()
+        await asyncio.wait([writer])
+
+
+async def _write(stream: Stream[Request, Any], outbox: Outbox[Request]) -> None:
+    try:
+        await outbox.run()
+    except Fault:
+        stream.cancel()  # the reading half gets the fault and reports it
