@@ -1,21 +1,21 @@
-"""What a worker's agent may ask of sandboxes: the interface that every driver (native, memory, later microvm) offers.
+"""What a worker's agent may ask of sandboxes: the interface of every driver (native, memory, later microvm).
 
-Owns the words between the agent and a driver: the specification of a sandbox, how a runtime process ended, the
-faults. Refuses to know how a sandbox is built: no sockets, descriptors, paths or namespaces appear here, so that a
-simulation can offer the same interface from memory.
+Owns the words between the agent and a driver: the specification of a sandbox, how a runtime process ended,
+the faults. Refuses to know how a sandbox is built: no sockets, descriptors, paths or namespaces appear here, so
+that a simulation can offer the same interface from memory.
 
 The life of a sandbox, as the agent drives it:
 
-    sandbox = await driver.create(spec)             # namespaces, cgroups, root, /tmp; nothing of the tenant runs
-    server = await sandbox.serve(RuntimeApiProtocol)    # the Runtime API at 127.0.0.1:9001, seen from inside only
+    sandbox = await driver.create(spec)         # namespaces, cgroups, root, /tmp; nothing of the tenant runs
+    server = await sandbox.serve(protocol)      # the Runtime API at 127.0.0.1:9001, seen from inside only
     await sandbox.limit_cpu(boosted=True)
-    output = await sandbox.start()                  # the runtime process; read `output` until it ends
-    ending = await sandbox.exited()                 # waits; one task usually sits here
-    await sandbox.kill()                            # reset: the processes go, /tmp stays; then start() again
+    output = await sandbox.start()              # the runtime process; read `output` until it ends
+    ending = await sandbox.exited()             # waits; one task usually sits here
+    await sandbox.kill()                        # reset: the processes go, /tmp stays; then start() again
     await sandbox.destroy()
 
-`start` may be called again after the process ended or after `kill`. `kill` and `destroy` thaw a frozen sandbox as far
-as needed. `destroy` may be called at any time, more than once, and ends a pending `exited`.
+`start` may be called again after the process ended or after `kill`. `kill` and `destroy` thaw a frozen sandbox
+as far as needed. `destroy` may be called at any time, more than once, and ends a pending `exited`.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class UnpackedCode:
     size_bytes: int  # sum of the unpacked files
 
 
-class SandboxFault(Exception):
+class SandboxFault(Exception):  # noqa: N818 - a fault is the project's word for this kind of exception
     """A driver could not do what it was asked. `definite`: nothing was created, started or changed."""
 
     def __init__(self, message: str, *, definite: bool) -> None:
@@ -78,7 +78,8 @@ class SandboxFault(Exception):
 
 
 class BadArchive(SandboxFault):
-    """The archive is refused before anything of it was kept; `entry` names the offender ("" if it is the whole)."""
+    """The archive is refused before anything of it was kept; `entry` names the offender ("" if it is the
+    whole)."""
 
     def __init__(self, message: str, *, entry: str) -> None:
         super().__init__(message, definite=True)
@@ -86,7 +87,8 @@ class BadArchive(SandboxFault):
 
 
 class CodeMissing(SandboxFault):
-    """create(): the code isn't in the cache (never unpacked, or evicted since): fetch and unpack() it again."""
+    """create(): the code isn't in the cache (never unpacked, or evicted since): fetch and unpack() it
+    again."""
 
     def __init__(self, sha256: str) -> None:
         super().__init__(f"code {sha256} is not in this worker's cache; unpack it first", definite=True)
@@ -94,8 +96,8 @@ class CodeMissing(SandboxFault):
 
 
 class InvalidEntrypoint(SandboxFault):
-    """start(): a provided.* sandbox has no executable bootstrap; the message is the documented one without its
-    request id ("Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]")."""
+    """start(): a provided.* sandbox has no executable bootstrap; the message is the documented one without
+    its request id ("Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]")."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, definite=True)
@@ -121,25 +123,27 @@ class Sandbox(Protocol):
     def spec(self) -> SandboxSpec: ...
 
     async def serve(self, protocol_factory: Callable[[], asyncio.Protocol]) -> RuntimeApiServer:
-        """Accepts connections made inside the sandbox to RUNTIME_API_ADDRESS. Called once, before start(); it lasts
-        over kill() and restarts, until destroy() or close()."""
+        """Accepts connections made inside the sandbox to RUNTIME_API_ADDRESS. Called once, before start(); it
+        lasts over kill() and restarts, until destroy() or close()."""
         ...
 
     async def start(self) -> AsyncIterator[bytes]:
-        """Starts the runtime process and returns its output, stdout and stderr joined, in chunks of at most 64 KiB,
-        ending when the last process that holds it is gone. Not reading it blocks the sandbox's writes, nothing else.
+        """Starts the runtime process and returns its output, stdout and stderr joined, in chunks of at most
+        64 KiB, ending when the last process that holds it is gone. Not reading it blocks the sandbox's
+        writes, nothing else.
 
         Raises InvalidEntrypoint; SandboxFault (definite) if the process could not be started; SandboxGone.
         """
         ...
 
     async def exited(self) -> ProcessExit:
-        """Waits until the current (or last) runtime process has ended. Any number of waiters. Raises SandboxGone if
-        destroy() came first."""
+        """Waits until the current (or last) runtime process has ended. Any number of waiters. Raises
+        SandboxGone if destroy() came first."""
         ...
 
     async def limit_cpu(self, *, boosted: bool) -> None:
-        """Boosted (init): at least one vCPU. Else the quota of memory_mb: 1769 MB are one vCPU, 100 ms period."""
+        """Boosted (init): at least one vCPU. Else the quota of memory_mb: 1769 MB are one vCPU, 100 ms
+        period."""
         ...
 
     async def freeze(self) -> None:
@@ -149,7 +153,8 @@ class Sandbox(Protocol):
     async def thaw(self) -> None: ...
 
     async def memory_peak_mb(self) -> int:
-        """Highest memory use of all processes together over the sandbox's life, rounded up, at most memory_mb."""
+        """Highest memory use of all processes together over the sandbox's life, rounded up, at most
+        memory_mb."""
         ...
 
     async def kill(self) -> None:
@@ -157,7 +162,8 @@ class Sandbox(Protocol):
         ...
 
     async def destroy(self) -> None:
-        """Takes everything away and returns once processes, mounts, cgroups and /tmp were seen gone. Idempotent."""
+        """Takes everything away and returns once processes, mounts, cgroups and /tmp were seen gone.
+        Idempotent."""
         ...
 
 
@@ -175,8 +181,9 @@ class SandboxDriver(Protocol):
         ...
 
     async def unpack(self, archive: BinaryIO, sha256: str, limits: UnpackLimits) -> UnpackedCode:
-        """Checks that `archive` (a seekable real file, read from its beginning) has this SHA-256 (hex), unpacks it in
-        confinement, keeps the result read-only. Already there: returns at once. Concurrent calls for one hash join.
+        """Checks that `archive` (a seekable real file, read from its beginning) has this SHA-256 (hex),
+        unpacks it in confinement, keeps the result read-only. Already there: returns at once. Concurrent
+        calls for one hash join.
 
         Raises BadArchive; SandboxFault (definite) if there is no room or the host failed.
         """
