@@ -1,1 +1,1 @@
-"""Simulation: the services' own code on a virtual clock, with an in-memory network and a seeded source of randomness."""
+"""Simulation: the services' own code on a virtual clock, an in-memory network and a seeded source of randomness."""

@@ -1,1 +1,1 @@
-"""Storage: function metadata, code blobs and lease records, each a small interface with interchangeable implementations."""
+"""Storage: function metadata, code blobs, lease records: small interfaces with interchangeable implementations."""

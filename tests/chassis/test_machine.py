@@ -84,3 +84,7 @@ def test_a_missing_transition_tells_the_story():
 
 def test_the_diagram_is_printed_from_the_table():
     assert TABLE.mermaid() == "stateDiagram-v2\n    OFF --> ON: Pressed\n    ON --> OFF: Pressed"
+
+
+def test_a_story_is_compared_with_its_golden_file(story):
+    story(LampCore(), ["a lamp with one button", (0.0, Pressed(cause="a")), (1.5, Pressed(cause="b"))])

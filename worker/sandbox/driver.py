@@ -68,7 +68,7 @@ class UnpackedCode:
     size_bytes: int  # sum of the unpacked files
 
 
-class SandboxFault(Exception):  # noqa: N818 - a fault is the project's word for this kind of exception
+class SandboxFault(Exception):
     """A driver could not do what it was asked. `definite`: nothing was created, started or changed."""
 
     def __init__(self, message: str, *, definite: bool) -> None:
