@@ -64,9 +64,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """Called by call_soon_threadsafe: there is only this thread, nothing sleeps that needs waking."""
 
-    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
-        return self.call_soon(callback, *args, context=context)
-
 
 class _Jump(selectors.BaseSelector):
     """``select(timeout)`` is where a loop would sleep: time jumps by the timeout."""
