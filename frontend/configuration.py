@@ -28,9 +28,9 @@ RESERVED_VARIABLES = frozenset({
 
 # Runtimes that AWS no longer lets anybody create functions with: data, extended as AWS retires more.
 RETIRED_RUNTIMES = frozenset({
-    "nodejs", "nodejs4.3", "nodejs4.3-edge", "nodejs6.10", "nodejs8.10", "nodejs10.x", "nodejs12.x", "nodejs14.x", "java8",
-    "python2.7", "python3.6", "python3.7", "dotnetcore1.0", "dotnetcore2.0", "dotnetcore2.1", "dotnetcore3.1", "go1.x",
-    "ruby2.5", "ruby2.7", "provided",
+    "nodejs", "nodejs4.3", "nodejs4.3-edge", "nodejs6.10", "nodejs8.10", "nodejs10.x", "nodejs12.x", "nodejs14.x",
+    "java8", "python2.7", "python3.6", "python3.7", "dotnetcore1.0", "dotnetcore2.0", "dotnetcore2.1", "dotnetcore3.1",
+    "go1.x", "ruby2.5", "ruby2.7", "provided",
 })
 
 # Request field -> field of the configuration, for those that are copied as they are.

@@ -1,6 +1,7 @@
 """How function records are kept: their JSON, and the store with compare-and-swap.
 
-Owns keys, encoding (environment encrypted), tombstones, and the retry of a lost race. Refuses to know what a change means.
+Owns keys, encoding (environment encrypted), tombstones, and the retry of a lost race. Refuses to know what a change
+means.
 
 A deleted function leaves a tombstone under its key: a later function of the same name has to go on with its revision,
 or its sandboxes would have the identity of the dead one's (invariant 8).
@@ -144,7 +145,7 @@ class FunctionStore:
     async def create(
         self, account: str, name: str, make: Callable[[int], FunctionRecord]
     ) -> tuple[FunctionRecord, int] | None:
-        """Write what ``make`` makes of the first free revision; the store's revision with it. None: the name is taken."""
+        """Write what ``make`` makes of the first free revision. None: the name is taken."""
 
         async def attempt() -> tuple[FunctionRecord, int] | None:
             kept = await self._kept(account, name)

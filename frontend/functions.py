@@ -78,8 +78,8 @@ class FunctionRecord:
     """One function. A sandbox is (account, name, version, revision) for life (invariant 8).
 
     ``revision`` grows by each change of code or configuration, over deletion and re-creation too. ``revision_id`` is
-    the API's RevisionId, rotated by every change. ``changed_at`` (Unix seconds) is when the phase began, ``settler`` the
-    frontend that brings it to its end.
+    the API's RevisionId, rotated by every change. ``changed_at`` (Unix seconds) is when the phase began,
+    ``settler`` the frontend that brings it to its end.
     """
 
     account: str

@@ -83,6 +83,6 @@ def denied(account: str, action: str, resource: str) -> ApiError:
     return ApiError(
         "AccessDeniedException",
         403,
-        f"User: arn:{PARTITION}:iam::{account}:root is not authorized to perform: lambda:{action} on resource: {resource} "
-        f"because no resource-based policy allows the lambda:{action} action",
+        f"User: arn:{PARTITION}:iam::{account}:root is not authorized to perform: lambda:{action} on resource: "
+        f"{resource} because no resource-based policy allows the lambda:{action} action",
     )

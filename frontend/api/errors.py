@@ -15,9 +15,9 @@ Detail = Mapping[str, Any] | str
 class ApiError(Exception):
     """A refusal or failure as the client sees it.
 
-    ``code`` and ``message`` are AWS's own, exact. ``members`` are further modelled members (``Reason``, ``Type``,
-    ``retryAfterSeconds``). ``detail`` goes into the extra JSON member ``Detail`` (invariant 15): which limit, its value,
-    the counter, what to do.
+    ``code`` and ``message`` are AWS's own, exact. ``members`` are further modelled members (``Reason``,
+    ``retryAfterSeconds``). ``detail`` goes into the extra JSON member ``Detail`` (invariant 15): which limit, its
+    value, the counter, what to do.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ Location = Literal["uri", "querystring", "header", "statusCode", "body"]
 
 SERVICE_FILE = Path("data/lambda/2015-03-31/service-2.json.gz")
 
-# The description's maxima cover managed instances; ordinary functions get less. By shape: constraint -> effective value.
+# The description's maxima cover managed instances; ordinary functions get less. Shape: constraint -> effective value.
 # A runtime outside the description is refused with a code and a text of its own, after validation: no enum here.
 EFFECTIVE: Mapping[str, Mapping[str, Any]] = {
     "Timeout": {"max": 900},

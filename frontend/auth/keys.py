@@ -21,7 +21,7 @@ UNKNOWN_S = 1.0
 UNKNOWN_MAX = 10_000
 
 WELL_KNOWN_KEY_IDS = frozenset({
-    "AKIAIOSFODNN7EXAMPLE", "AKIAI44QH8DHBEXAMPLE", "ASIAIOSFODNN7EXAMPLE", "AKIDEXAMPLE", "LKIAQAAAAAAAHHGBBRLR", "test",
+    "AKIAIOSFODNN7EXAMPLE", "AKIAI44QH8DHBEXAMPLE", "ASIAIOSFODNN7EXAMPLE", "AKIDEXAMPLE", "test",
 })
 WELL_KNOWN_SECRETS = frozenset({
     "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY",
@@ -56,7 +56,7 @@ class AccessKey:
 
 
 def new_key(account: str, rng: random.Random, now: float) -> AccessKey:
-    """A new pair in AWS's form. ``rng`` has to be ``random.SystemRandom()`` outside of tests; ``now`` in Unix seconds."""
+    """A new pair in AWS's form; ``now`` in Unix seconds. ``rng`` is ``random.SystemRandom()`` outside of tests."""
     letters = string.ascii_letters + string.digits + "+/"
     return AccessKey(
         key_id="AKIA" + "".join(rng.choices(string.ascii_uppercase + "234567", k=16)),
@@ -146,8 +146,8 @@ def refuse_well_known(listen_host: str, keys: Iterable[AccessKey]) -> None:
     for key in keys:
         if is_well_known(key):
             raise WellKnownSecret(
-                f"access key {key.key_id} of account {key.account} has a well-known id or secret, and {listen_host} can be "
-                "reached by others: listen on 127.0.0.1, or delete that key and make a new one"
+                f"access key {key.key_id} of account {key.account} has a well-known id or secret, and {listen_host} "
+                "can be reached by others: listen on 127.0.0.1, or delete that key and make a new one"
             )
 
 

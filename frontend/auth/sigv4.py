@@ -119,8 +119,8 @@ def finish(
 ) -> None:
     """Compare the signature with ours over the raw request. Raises ApiError (403) when they differ.
 
-    ``body_sha256`` is computed from the body as received. A hash that the client declared has to equal it: the constants
-    for unsigned and streamed payloads aren't accepted.
+    ``body_sha256`` is computed from the body as received. A hash that the client declared has to equal it: the
+    constants for unsigned and streamed payloads aren't accepted.
     """
     claim = begun.claim
     values: dict[bytes, bytes] = {}
@@ -132,7 +132,7 @@ def finish(
     if declared and declared != body_sha256:
         raise _refused("InvalidSignatureException", MISMATCH, detail="X-Amz-Content-SHA256 isn't the body's SHA-256.")
     if b"host" not in signed or any(name not in values for name in signed):
-        raise _refused("InvalidSignatureException", MISMATCH, detail="A signed header is missing, or Host isn't signed.")
+        raise _refused("InvalidSignatureException", MISMATCH, detail="A signed header is missing, or Host.")
     for name in values:
         if name.startswith(_MUST_BE_SIGNED) and name not in signed:
             raise _refused(
@@ -231,7 +231,8 @@ def _credential(text: str) -> Credential:
     if len(parts) != 5:
         raise _refused(
             "IncompleteSignatureException",
-            f"Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, got '{text}'",
+            "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, "
+            f"got '{text}'",
         )
     return Credential(*parts)
 
@@ -322,4 +323,5 @@ def _refused(code: str, message: str, *, detail: str | None = None) -> ApiError:
 
 def unknown_key(key_id: str) -> ApiError:
     """The answer for an access key that no account has."""
-    return _refused("UnrecognizedClientException", INVALID_TOKEN + ".", detail=f"No account has the access key {key_id}.")
+    detail = f"No account has the access key {key_id}."
+    return _refused("UnrecognizedClientException", INVALID_TOKEN + ".", detail=detail)

@@ -1,0 +1,195 @@
+"""The public HTTP API as a raw ASGI application.
+
+Owns the way of one HTTP request: body, authentication, route, operation, answer; and the headers that every answer has.
+Refuses to know what operations do. No exception leaves it: what isn't typed is logged and answered as 500 without its
+text.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from email.utils import formatdate
+from typing import Any
+
+import structlog
+
+from chassis.faults import Fault
+from frontend.auth import links
+from frontend.auth.authenticator import Authenticator, prove
+from storage.faults import BlobMissing, StorageFault
+
+from .body import Body, Disconnected, Receive, read_body
+from .codec import Encoded, Headers, parse, serialise, serialise_error
+from .context import Request, Services
+from .errors import ApiError, from_fault, not_there_yet, service_failure, unavailable, unknown_operation
+from .invoke_operation import PAYLOAD_BYTES_MAX, Invoked, invoke, is_invoke, payload_too_large
+from .operations import OPERATIONS, perform
+from .routes import Route, Router, query_pairs
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+CODE_UPLOAD_BYTES_MAX = 70_167_211
+_UPLOADS = frozenset({"CreateFunction", "UpdateFunctionCode"})
+# Everything else is small: names, settings and at most 4 KB of environment.
+SMALL_BODY_BYTES_MAX = 1_048_576
+
+
+class Application:
+    """Mount this in an ASGI server. One per frontend process."""
+
+    def __init__(self, services: Services, authenticator: Authenticator) -> None:
+        self._services = services
+        self._authenticator = authenticator
+        self._router = Router(services.model)
+        self._log = structlog.get_logger("frontend.api")
+        self._date: tuple[int, bytes] = (0, b"")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        request_id = self._services.ids.uuid()
+        try:
+            answer = await self._answer(scope, receive, request_id)
+        except Disconnected:
+            return
+        await self._send(send, answer, request_id)
+
+    async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Encoded | Invoked:
+        """The answer to a request, whatever happens on the way."""
+        try:
+            raw_path: bytes = scope["raw_path"]
+            if is_invoke(scope["method"], raw_path):
+                return await self._invoke(scope, raw_path, receive, request_id)
+            if raw_path.startswith(links.PREFIX.encode()):
+                return await self._download(scope, raw_path)
+            return await self._operation(scope, raw_path, receive, request_id)
+        except Disconnected:
+            raise
+        except Exception as error:  # noqa: BLE001 - the client gets a typed answer, the log gets the rest
+            return serialise_error(self._services.model, self._as_api_error(error, request_id))
+
+    def _as_api_error(self, error: Exception, request_id: str) -> ApiError:
+        match error:
+            case ApiError():
+                return error
+            case Fault():
+                self._log.warning("fault", request_id=request_id, error=str(error))
+                return from_fault(error)
+            case StorageFault(definite=True):
+                self._log.warning("storage", request_id=request_id, error=str(error))
+                return unavailable("The metadata store can't be reached now.", detail=str(error))
+            case StorageFault():
+                self._log.warning("storage", request_id=request_id, error=str(error))
+                return service_failure("Whether the change was made is not known.", detail=str(error))
+            case _:
+                self._log.error("unexpected", request_id=request_id, exc_info=error)
+                return service_failure(detail={"request_id": request_id, "remedy": "The frontend's log has the cause."})
+
+    async def _invoke(self, scope: Scope, raw_path: bytes, receive: Receive, request_id: str) -> Invoked:
+        account, body = await self._authenticated(scope, raw_path, receive, PAYLOAD_BYTES_MAX)
+        if body.data is None:
+            raise payload_too_large(body.size)
+        return await invoke(
+            self._services, account, request_id, raw_path, scope["query_string"], scope["headers"], body.data
+        )
+
+    async def _operation(self, scope: Scope, raw_path: bytes, receive: Receive, request_id: str) -> Encoded:
+        query = query_pairs(scope["query_string"])
+        route = self._router.find(scope["method"], raw_path, query)
+        limit = CODE_UPLOAD_BYTES_MAX if route and route.operation.name in _UPLOADS else SMALL_BODY_BYTES_MAX
+        account, body = await self._authenticated(scope, raw_path, receive, limit)
+        if route is None:
+            raise unknown_operation(scope["method"], raw_path.decode("latin-1"))
+        name = route.operation.name
+        if name not in OPERATIONS:
+            raise not_there_yet(name)
+        if body.data is None:
+            raise _too_large(route, limit)
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        request = Request(
+            operation=name,
+            request_id=request_id,
+            account=account,
+            parameters=parse(route.operation, route.labels, query, headers, body.data),
+            base_url=f"{scope.get('scheme', 'http')}://{headers.get('host', '')}",
+        )
+        answer = await perform(self._services, request)
+        return serialise(route.operation, answer.result, status=answer.status)
+
+    async def _authenticated(
+        self, scope: Scope, raw_path: bytes, receive: Receive, limit: int
+    ) -> tuple[str, Body]:
+        """The proved account and the body. A request that can't be right isn't kept while it is read."""
+        headers = scope["headers"]
+        try:
+            claimed = await self._authenticator.claim(headers)
+        except ApiError:
+            await read_body(receive, 0)
+            raise
+        body = await read_body(receive, limit)
+        query = scope["query_string"]
+        return prove(claimed, scope["method"], raw_path, query, headers, body.sha256), body
+
+    async def _download(self, scope: Scope, raw_path: bytes) -> Invoked:
+        """The code of a function, by a link that GetFunction gave."""
+        path, query = raw_path.decode("latin-1"), scope["query_string"].decode("latin-1")
+        sha256 = self._services.links.check(path, query, self._services.clock.wall())
+        if scope["method"] != "GET" or sha256 is None:
+            raise ApiError("AccessDeniedException", 403, "The link is not valid, or no longer: call GetFunction again.")
+        if not await self._services.blobs.has(sha256):
+            raise ApiError("ResourceNotFoundException", 404, f"There is no code with the digest {sha256}.")
+        return Invoked(
+            status=200, headers=[(b"content-type", b"application/zip")], body=self._services.blobs.get(sha256)
+        )
+
+    async def _send(self, send: Send, answer: Encoded | Invoked, request_id: str) -> None:
+        headers: Headers = [
+            (b"date", self._now()),
+            (b"x-amzn-requestid", request_id.encode()),
+            *answer.headers,
+        ]
+        body = answer.body
+        if isinstance(body, bytes):
+            if answer.status != 204:
+                headers.append((b"content-length", str(len(body)).encode()))
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await self._stream(send, body, request_id)
+
+    async def _stream(self, send: Send, chunks: AsyncIterator[bytes], request_id: str) -> None:
+        """Send a body in pieces. A fault midway leaves the body unfinished: the client sees a broken transfer."""
+        try:
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except (Fault, StorageFault, BlobMissing) as error:
+            self._log.warning("stream broken", request_id=request_id, error=str(error))
+            return
+        await send({"type": "http.response.body", "body": b""})
+
+    def _now(self) -> bytes:
+        """The Date header, made once per second."""
+        now = int(self._services.clock.wall())
+        if now != self._date[0]:
+            self._date = (now, formatdate(now, usegmt=True).encode())
+        return self._date[1]
+
+
+def _too_large(route: Route, limit: int) -> ApiError:
+    return ApiError(
+        "RequestEntityTooLargeException",
+        413,
+        f"Request must be smaller than {limit} bytes for the {route.operation.name} operation",
+        detail={"limit_bytes": limit},
+    )
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
