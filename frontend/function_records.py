@@ -80,7 +80,6 @@ def encode(content: FunctionRecord | Tombstone, cipher: Cipher) -> bytes:
         "last_modified": content.last_modified,
         "tags": dict(content.tags),
         "changed_at": content.changed_at,
-        "settler": content.settler,
     }
     return json.dumps(document).encode()
 
@@ -107,7 +106,6 @@ def decode(key: str, value: bytes, cipher: Cipher) -> FunctionRecord | Tombstone
         last_modified=document["last_modified"],
         tags=document["tags"],
         changed_at=document["changed_at"],
-        settler=document["settler"],
     )
 
 

@@ -78,8 +78,7 @@ class FunctionRecord:
     """One function. A sandbox is (account, name, version, revision) for life (invariant 8).
 
     ``revision`` grows by each change of code or configuration, over deletion and re-creation too. ``revision_id`` is
-    the API's RevisionId, rotated by every change. ``changed_at`` (Unix seconds) is when the phase began,
-    ``settler`` the frontend that brings it to its end.
+    the API's RevisionId, rotated by every change. ``changed_at`` (Unix seconds) is when the phase began.
     """
 
     account: str
@@ -93,7 +92,6 @@ class FunctionRecord:
     last_modified: str
     tags: Mapping[str, str] = field(default_factory=dict)
     changed_at: float
-    settler: str
 
 
 def create(
@@ -106,7 +104,6 @@ def create(
     revision: int,
     now: float,
     revision_id: str,
-    settler: str,
 ) -> FunctionRecord:
     """A new function. ``revision`` has to be above that of any function that had the name before."""
     return FunctionRecord(
@@ -120,27 +117,26 @@ def create(
         last_modified=timestamp(now),
         tags=dict(tags),
         changed_at=now,
-        settler=settler,
     )
 
 
 def change_code(
-    record: FunctionRecord, code: Code, *, now: float, revision_id: str, settler: str
+    record: FunctionRecord, code: Code, *, now: float, revision_id: str
 ) -> FunctionRecord:
     """New code, also when its bytes are the same: any accepted update is a change. Raises WrongPhase."""
-    return _changed(record, {"code": code}, now, revision_id, settler)
+    return _changed(record, {"code": code}, now, revision_id)
 
 
 def change_configuration(
-    record: FunctionRecord, changes: Mapping[str, Any], *, now: float, revision_id: str, settler: str
+    record: FunctionRecord, changes: Mapping[str, Any], *, now: float, revision_id: str
 ) -> FunctionRecord:
     """Replace the fields of the configuration that ``changes`` names; the others stay. Raises WrongPhase."""
     configuration = replace(record.configuration, **changes)
-    return _changed(record, {"configuration": configuration}, now, revision_id, settler)
+    return _changed(record, {"configuration": configuration}, now, revision_id)
 
 
 def _changed(
-    record: FunctionRecord, parts: Mapping[str, Any], now: float, revision_id: str, settler: str
+    record: FunctionRecord, parts: Mapping[str, Any], now: float, revision_id: str
 ) -> FunctionRecord:
     return replace(
         record,
@@ -150,7 +146,6 @@ def _changed(
         revision_id=revision_id,
         last_modified=timestamp(float(int(now))),
         changed_at=now,
-        settler=settler,
     )
 
 

@@ -19,9 +19,8 @@ from .ports import Blobs, Functions, Ids, Invoker, Limits, Runtimes, Settling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """Everything outside the API itself. ``node`` is this frontend's name."""
+    """Everything outside the API itself."""
 
-    node: str
     region: str
     model: Model
     clock: Clock

@@ -62,13 +62,12 @@ async def create_function(services: Services, request: Request) -> Answer:
             revision=revision,
             now=now,
             revision_id=services.ids.uuid(),
-            settler=services.node,
         ),
     )
     if created is None:
         raise _exists(target.name)
     record, stored = created
-    services.settling.begin(request.account, target.name, stored)
+    services.settling.begin(record, stored)
     return Answer(result=configuration(record, services.region))
 
 
@@ -173,11 +172,10 @@ async def update_function_code(services: Services, request: Request) -> Answer:
             code,
             now=services.clock.wall(),
             revision_id=services.ids.uuid(),
-            settler=services.node,
         )
 
     record, stored = await change(services, target, how)
-    services.settling.begin(request.account, target.name, stored)
+    services.settling.begin(record, stored)
     return Answer(result=configuration(record, services.region))
 
 
@@ -196,11 +194,10 @@ async def update_function_configuration(services: Services, request: Request) ->
             changes,
             now=services.clock.wall(),
             revision_id=services.ids.uuid(),
-            settler=services.node,
         )
 
     record, stored = await change(services, target, how)
-    services.settling.begin(request.account, target.name, stored)
+    services.settling.begin(record, stored)
     return Answer(result=configuration(record, services.region))
 
 

@@ -36,8 +36,8 @@ class Functions(Protocol):
 class Settling(Protocol):
     """Brings creations, updates and deletions to their end on every frontend."""
 
-    def begin(self, account: str, name: str, stored: int) -> None:
-        """Complete the function's phase in the background, once every live frontend knows store revision ``stored``."""
+    def begin(self, record: FunctionRecord, stored: int) -> None:
+        """Complete the record's phase in the background, once every live frontend knows store revision ``stored``."""
         ...
 
     async def deleted(self, stored: int) -> None:
