@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from chassis.faults import Fault, FaultCode
 from frontend.auth.keys import Cipher
 from frontend.functions import Code, Configuration, FunctionRecord, Phase
 from storage.faults import Conflict, OutcomeUnknown
@@ -46,8 +47,11 @@ class Kept:
         return self.content if isinstance(self.content, FunctionRecord) else None
 
 
-class Contended(Exception):
-    """Others changed the function each time before we could."""
+class Contended(Fault):
+    """Others changed the function each time before we could. Nothing was written."""
+
+    code = FaultCode.EXHAUSTED
+    definite = True
 
 
 def key_of(account: str, name: str) -> str:

@@ -11,9 +11,7 @@ import structlog
 
 from chassis.faults import Fault
 from frontend.api.ports import Functions, Ids
-from frontend.function_records import Contended
 from frontend.functions import FunctionRecord, Phase, settle
-from storage.faults import StorageFault
 from storage.interfaces import MetadataStore
 
 POLL_S_MIN, POLL_S_MAX = 0.01, 0.25
@@ -97,7 +95,7 @@ class Settler:
                 await self._functions.change(record.account, record.name, how)
             except _Settled:
                 return
-            except (StorageFault, Fault, Contended) as fault:
+            except Fault as fault:
                 self._log.warning("not settled yet", function=record.name, error=str(fault))
                 pause_s = 1.0
                 continue

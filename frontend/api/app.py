@@ -14,12 +14,11 @@ import structlog
 from chassis.faults import Fault
 from frontend.auth import links
 from frontend.auth.authenticator import Authenticator, prove
-from storage.faults import BlobMissing, StorageFault
 
 from .body import Body, Disconnected, Receive, read_body
 from .codec import Encoded, Headers, parse, serialise, serialise_error
 from .context import Request, Services
-from .errors import ApiError, from_fault, not_there_yet, service_failure, unavailable, unknown_operation
+from .errors import ApiError, from_fault, not_there_yet, service_failure, unknown_operation
 from .invoke_operation import PAYLOAD_BYTES_MAX, Invoked, invoke, is_invoke, payload_too_large
 from .operations import OPERATIONS, perform
 from .routes import Route, Router, query_pairs
@@ -77,12 +76,6 @@ class Application:
             case Fault():
                 self._log.warning("fault", request_id=request_id, error=str(error))
                 return from_fault(error)
-            case StorageFault(definite=True):
-                self._log.warning("storage", request_id=request_id, error=str(error))
-                return unavailable("The metadata store can't be reached now.", detail=str(error))
-            case StorageFault():
-                self._log.warning("storage", request_id=request_id, error=str(error))
-                return service_failure("Whether the change was made is not known.", detail=str(error))
             case _:
                 self._log.error("unexpected", request_id=request_id, exc_info=error)
                 return service_failure(detail={"request_id": request_id, "remedy": "The frontend's log has the cause."})
@@ -165,7 +158,7 @@ class Application:
         try:
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except (Fault, StorageFault, BlobMissing) as error:
+        except Fault as error:
             self._log.warning("stream broken", request_id=request_id, error=str(error))
             return
         await send({"type": "http.response.body", "body": b""})

@@ -146,7 +146,7 @@ def _from_marker(marker: str | None) -> str:
     if not marker:
         return ""
     try:
-        return base64.urlsafe_b64decode(marker.encode()).decode()
+        return base64.b64decode(marker, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         raise invalid_parameter(f"The Marker {marker} is not one that ListFunctions gave.") from None
 

@@ -1,0 +1,53 @@
+"""One served API for the whole run of these tests: tests use function names of their own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.frontend_api.world import OTHER_ACCOUNT, ROLE, Served, archive, served
+
+
+@pytest.fixture(scope="session")
+def api() -> Iterator[Served]:
+    with served() as running:
+        yield running
+
+
+@pytest.fixture
+def client(api: Served) -> Any:
+    return api.client()
+
+
+@pytest.fixture
+def other(api: Served) -> Any:
+    return api.client(OTHER_ACCOUNT)
+
+
+@pytest.fixture
+def make(client: Any) -> Any:
+    """Creates a function and waits until it is active; deletes it afterwards."""
+    made = []
+
+    def create(name: str, **changes: Any) -> Any:
+        arguments: dict[str, Any] = {
+            "FunctionName": name,
+            "Runtime": "python3.11",
+            "Role": ROLE,
+            "Handler": "handler.main",
+            "Code": {"ZipFile": archive()},
+            **changes,
+        }
+        created = client.create_function(**arguments)
+        made.append(name)
+        client.get_waiter("function_active_v2").wait(
+            FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 10}
+        )
+        return created
+
+    yield create
+    for name in made:
+        try:
+            client.delete_function(FunctionName=name)
+        except client.exceptions.ResourceNotFoundException:
+            pass

@@ -1,0 +1,215 @@
+"""Invoke through real HTTP: bytes untouched, headers, refusals before a permit, and whatever goes wrong inside."""
+
+import base64
+import http.client
+import json
+from typing import Any
+
+import pytest
+
+from frontend.api import invoke_operation
+from frontend.api.errors import ApiError
+from tests.frontend_api.test_functions_api import ARN, error_of
+from tests.frontend_api.world import ACCOUNT, Served
+
+MB_6 = 6_291_456
+
+
+@pytest.fixture
+def echo(make: Any) -> str:
+    make("echo")
+    return "echo"
+
+
+@pytest.mark.parametrize("payload", [b'{"b" : 1,\n "a":[ ]}', b"null", b'"text"', b" 7 ", b"1" * 5000, '"ü"'.encode()])
+def test_payload_bytes_are_not_touched(client: Any, echo: str, payload: bytes) -> None:
+    answer = client.invoke(FunctionName=echo, Payload=payload)
+    assert answer["Payload"].read() == payload
+    assert answer["StatusCode"] == 200
+    assert answer["ExecutedVersion"] == "$LATEST"
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    assert headers["content-type"] == "application/json"
+    assert headers["x-amzn-remapped-content-length"] == "0"
+    assert headers["x-amzn-trace-id"].startswith("Root=1-")
+    assert "Lineage=1:" in headers["x-amzn-trace-id"]
+    assert "date" in headers
+    assert "FunctionError" not in answer
+    assert "LogResult" not in answer
+
+
+def test_the_request_id_is_the_one_that_the_data_path_sees(client: Any, echo: str, api: Served) -> None:
+    answer = client.invoke(FunctionName=echo)
+    request = api.world.invoker.requests[-1]
+    assert answer["ResponseMetadata"]["RequestId"] == request.request_id
+    assert request.payload == b"{}"
+    assert (request.account, request.qualifier, request.invoked_arn) == (ACCOUNT, None, ARN + "echo")
+
+
+def test_the_invoked_arn_keeps_the_qualifier_as_asked(client: Any, echo: str, api: Served) -> None:
+    client.invoke(FunctionName=echo, Qualifier="$LATEST")
+    assert api.world.invoker.requests[-1].invoked_arn == ARN + "echo:$LATEST"
+    client.invoke(FunctionName=f"{ARN}echo:$LATEST")
+    assert api.world.invoker.requests[-1].qualifier == "$LATEST"
+    assert error_of(client.invoke, FunctionName=echo, Qualifier="2")["message"] == f"Function not found: {ARN}echo:2"
+
+
+def test_log_tail_and_client_context(client: Any, echo: str, api: Served) -> None:
+    context = base64.b64encode(b'{"custom": {"a": 1}}').decode()
+    answer = client.invoke(FunctionName=echo, LogType="Tail", ClientContext=context)
+    assert api.world.invoker.requests[-1].client_context == '{"custom": {"a": 1}}'
+    assert base64.b64decode(answer["LogResult"]) == "\u00e9".encode() * 2048
+    assert error_of(client.invoke, FunctionName=echo, ClientContext="%%%")["code"] == "InvalidRequestContentException"
+    long = base64.b64encode(json.dumps("x" * 3000).encode()).decode()
+    assert "3583" in error_of(client.invoke, FunctionName=echo, ClientContext=long)["message"]
+
+
+def test_a_tail_that_begins_inside_a_character() -> None:
+    tail = base64.b64decode(invoke_operation.log_result("é".encode() * 2048 + b"x"))
+    assert tail == "\ufffd".encode() + "é".encode() * 2047 + b"x"
+
+
+def test_a_function_error_is_a_200(client: Any, make: Any) -> None:
+    make("failing")
+    answer = client.invoke(FunctionName="failing", Payload=b"{}")
+    assert (answer["StatusCode"], answer["FunctionError"]) == (200, "Unhandled")
+
+
+def test_dry_run_runs_nothing(client: Any, echo: str, api: Served) -> None:
+    before = len(api.world.invoker.requests)
+    answer = client.invoke(FunctionName=echo, InvocationType="DryRun")
+    assert answer["StatusCode"] == 204
+    assert "ExecutedVersion" not in answer
+    assert len(api.world.invoker.requests) == before
+    assert error_of(client.invoke, FunctionName="nobody", InvocationType="DryRun")["status"] == 404
+
+
+def test_event_is_refused_by_name(client: Any, echo: str) -> None:
+    error = error_of(client.invoke, FunctionName=echo, InvocationType="Event")
+    assert error["message"] == "InvocationType with the value Event is not honoured by labda yet."
+    error = error_of(client.invoke, FunctionName=echo, InvocationType="Soon")
+    assert error["message"] == (
+        "1 validation error detected: Value 'Soon' at 'invocationType' failed to satisfy constraint: Member must satisfy "
+        "enum value set: [Event, RequestResponse, DryRun]"
+    )
+    assert "TenantId" in error_of(client.invoke, FunctionName=echo, TenantId="t")["message"]
+
+
+@pytest.mark.parametrize("payload", [b"{", b"\xff", b"NaN", b"{} {}", b"-Infinity", b"[" * 100_000, b"'a'"])
+def test_a_payload_that_is_not_json(client: Any, echo: str, api: Served, payload: bytes) -> None:
+    before = len(api.world.invoker.requests)
+    error = error_of(client.invoke, FunctionName=echo, Payload=payload)
+    assert (error["status"], error["code"]) == (400, "InvalidRequestContentException")
+    assert error["message"].startswith(
+        "Could not parse request body into json: Could not parse payload into json: "
+    )
+    assert len(api.world.invoker.requests) == before
+
+
+def test_six_megabytes_pass_and_one_byte_more_does_not(client: Any, echo: str) -> None:
+    payload = b'"' + b"x" * (MB_6 - 2) + b'"'
+    assert client.invoke(FunctionName=echo, Payload=payload)["Payload"].read() == payload
+    error = error_of(client.invoke, FunctionName=echo, Payload=payload + b" ")
+    assert (error["status"], error["code"]) == (413, "RequestTooLargeException")
+    assert error["message"] == (
+        "6291457 byte payload is too large for the RequestResponse invocation type (limit 6291456 bytes)"
+    )
+
+
+def test_a_throttle(client: Any, make: Any) -> None:
+    make("throttled")
+    error = error_of(client.invoke, FunctionName="throttled")
+    assert (error["status"], error["code"], error["message"]) == (429, "TooManyRequestsException", "Rate Exceeded.")
+    assert error["Reason"] == "ReservedFunctionConcurrentInvocationLimitExceeded"
+    assert error["retryAfterSeconds"] == "1"
+
+
+def test_unavailable_and_broken_insides(client: Any, make: Any) -> None:
+    make("unavailable")
+    make("broken")
+    error = error_of(client.invoke, FunctionName="unavailable")
+    assert (error["status"], error["code"]) == (503, "ServiceUnavailableException")
+    error = error_of(client.invoke, FunctionName="broken")
+    assert (error["status"], error["code"]) == (500, "ServiceException")
+    assert "secret" not in json.dumps(error)
+
+
+def raw(api: Served, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, str], dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=5)
+    connection.request(method, path, body)
+    answer = connection.getresponse()
+    headers = {key.lower(): value for key, value in answer.getheaders()}
+    document = json.loads(answer.read())
+    connection.close()
+    return answer.status, headers, document
+
+
+def test_without_a_signature(api: Served) -> None:
+    status, headers, document = raw(api, "POST", "/2015-03-31/functions/echo/invocations", b"{}")
+    assert status == 403
+    assert headers["x-amzn-errortype"] == "MissingAuthenticationTokenException"
+    assert headers["content-type"] == "application/json"
+    assert len(headers["x-amzn-requestid"]) == 36
+    assert document == {"message": "Missing Authentication Token"}
+
+
+def test_detail_is_an_extra_member(api: Served, make: Any) -> None:
+    make("throttled-too")
+    import urllib.request
+
+    import botocore.auth
+    import botocore.awsrequest
+    import botocore.credentials
+
+    key = api.world.key()
+    request = botocore.awsrequest.AWSRequest("POST", f"{api.url}/2015-03-31/functions/throttled-too/invocations", data=b"")
+    botocore.auth.SigV4Auth(
+        botocore.credentials.Credentials(key.key_id, key.secret), "lambda", "us-east-1"
+    ).add_auth(request)
+    sent = urllib.request.Request(request.url, data=b"", headers=dict(request.headers), method="POST")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(sent)
+    document = json.loads(caught.value.read())
+    caught.value.close()
+    assert document["message"] == "Rate Exceeded."
+    assert document["Detail"]["limit"] == 0
+
+
+def test_an_unknown_path_is_404_for_who_may_ask(api: Served) -> None:
+    import botocore.auth
+    import botocore.awsrequest
+    import botocore.credentials
+
+    key = api.world.key()
+    request = botocore.awsrequest.AWSRequest("GET", f"{api.url}/2015-03-31/nothing")
+    botocore.auth.SigV4Auth(
+        botocore.credentials.Credentials(key.key_id, key.secret), "lambda", "us-east-1"
+    ).add_auth(request)
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=5)
+    connection.request("GET", "/2015-03-31/nothing", headers=dict(request.headers))
+    answer = connection.getresponse()
+    assert answer.status == 404
+    assert answer.getheader("x-amzn-errortype") == "UnknownOperationException"
+    answer.read()
+    connection.close()
+
+
+def test_a_lapsed_copy_is_not_served(api: Served, client: Any, echo: str) -> None:
+    functions = api.world.functions
+    kept = functions._valid_until
+    functions._valid_until = float("-inf")
+    try:
+        error = error_of(client.invoke, FunctionName=echo)
+    finally:
+        functions.serve_until(kept)
+    assert (error["status"], error["code"]) == (503, "ServiceUnavailableException")
+
+
+@pytest.mark.parametrize("body", [b"", b"[1, 2.5e3, null]", b'{"a": "\\ud800"}'])
+def test_json_is_accepted(body: bytes) -> None:
+    invoke_operation.check_payload(body)
+
+
+def test_size_is_checked_before_anything_is_parsed() -> None:
+    with pytest.raises(ApiError) as caught:
+        invoke_operation.check_payload(b"x" * (MB_6 + 1))
+    assert caught.value.status == 413
