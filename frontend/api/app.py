@@ -18,9 +18,10 @@ from frontend.auth.authenticator import Authenticator, prove
 from .body import Body, Disconnected, Receive, read_body
 from .codec import Encoded, Headers, parse, serialise, serialise_error
 from .context import Request, Services
-from .errors import ApiError, from_fault, not_there_yet, service_failure, unknown_operation
+from .errors import ApiError, from_fault, not_there_yet, service_failure, throttled, unavailable, unknown_operation
 from .invoke_operation import PAYLOAD_BYTES_MAX, Invoked, invoke, is_invoke, payload_too_large
 from .operations import OPERATIONS, perform
+from .ports import Throttled, Unavailable
 from .routes import Route, Router, query_pairs
 
 Scope = MutableMapping[str, Any]
@@ -73,6 +74,10 @@ class Application:
         match error:
             case ApiError():
                 return error
+            case Throttled():
+                return throttled(error.reason, detail=error.detail, retry_after_s=error.retry_after_s)
+            case Unavailable():
+                return unavailable(error.message, detail=error.detail, retry_after_s=error.retry_after_s)
             case Fault():
                 self._log.warning("fault", request_id=request_id, error=str(error))
                 return from_fault(error)

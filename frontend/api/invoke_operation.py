@@ -19,10 +19,10 @@ from frontend.identifiers import LATEST, Target, resolve
 
 from .codec import Headers, parse
 from .context import Services, busy
-from .errors import ApiError, function_not_found, invalid_content, throttled, unavailable
+from .errors import ApiError, function_not_found, invalid_content
 from .honoured import refuse_unhonoured
 from .model import Operation
-from .ports import InvokeRequest, Throttled, Unavailable
+from .ports import InvokeRequest
 from .routes import query_pairs
 
 OPERATION = "Invoke"
@@ -79,7 +79,7 @@ async def invoke(
     headers: list[tuple[bytes, bytes]],
     body: bytes,
 ) -> Invoked:
-    """Answer one Invoke. Raises ApiError, or a fault of the data path."""
+    """Answer one Invoke. Raises ApiError, or a refusal or fault of the data path."""
     asked = read(services, account, raw_path, query, headers)
     record = await _function(services, asked.target)
     if record.phase is Phase.CREATING:
@@ -88,25 +88,20 @@ async def invoke(
     if asked.dry_run:
         return Invoked(status=204, headers=[], body=b"")
     trace_id = _trace(services, asked.trace)
-    try:
-        answer = await services.invoker.invoke(
-            InvokeRequest(
-                request_id=request_id,
-                account=account,
-                function=record,
-                qualifier=asked.target.qualifier,
-                invoked_arn=asked.target.arn,
-                payload=body or b"{}",
-                client_context=asked.client_context,
-                log_tail=asked.log_tail,
-                trace_id=trace_id,
-                deadline=services.clock.monotonic() + record.configuration.timeout_s + MARGIN_S,
-            )
+    answer = await services.invoker.invoke(
+        InvokeRequest(
+            request_id=request_id,
+            account=account,
+            function=record,
+            qualifier=asked.target.qualifier,
+            invoked_arn=asked.target.arn,
+            payload=body or b"{}",
+            client_context=asked.client_context,
+            log_tail=asked.log_tail,
+            trace_id=trace_id,
+            deadline=services.clock.monotonic() + record.configuration.timeout_s + MARGIN_S,
         )
-    except Throttled as refusal:
-        raise throttled(refusal.reason, detail=refusal.detail, retry_after_s=refusal.retry_after_s) from None
-    except Unavailable as refusal:
-        raise unavailable(refusal.message, detail=refusal.detail, retry_after_s=refusal.retry_after_s) from None
+    )
     out: Headers = [
         (b"content-type", b"application/json"),
         (b"x-amz-executed-version", answer.executed_version.encode()),

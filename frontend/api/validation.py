@@ -22,11 +22,20 @@ class Violation(NamedTuple):
         return f"{shown} at '{self.path}' failed to satisfy constraint: {self.constraint}"
 
 
+# A name that isn't an ARN is judged by the service itself when a function is created: the sentence stays, the code differs.
+_JUDGED_BY_SERVICE = frozenset({("CreateFunctionRequest", "functionName")})
+
+
 def check(shape: Shape, value: dict[str, Any]) -> None:
     """Raise ValidationException naming every violation in a request."""
     found = list(_structure(shape, value, ""))
-    if found:
-        raise as_error(found)
+    if not found:
+        return
+    error = as_error(found)
+    by_service = all((shape.name, violation.path) in _JUDGED_BY_SERVICE for violation in found)
+    if by_service and not any((violation.value or "").startswith("'arn:") for violation in found):
+        error.code = "InvalidParameterValueException"
+    raise error
 
 
 def as_error(violations: list[Violation]) -> ApiError:

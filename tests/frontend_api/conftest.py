@@ -14,6 +14,14 @@ def api() -> Iterator[Served]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def _closed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close the clients of each test that made any."""
+    yield
+    if "api" in request.fixturenames:
+        request.getfixturevalue("api").close_clients()
+
+
 @pytest.fixture
 def client(api: Served) -> Any:
     return api.client()

@@ -11,7 +11,7 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from tests.frontend_api.world import ACCOUNT, OTHER_ACCOUNT, REGION, ROLE, Served, archive, client_for
+from tests.frontend_api.world import ACCOUNT, OTHER_ACCOUNT, REGION, ROLE, Served, archive
 
 ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:"
 
@@ -153,7 +153,7 @@ def test_updates_wait_for_each_other(client: Any, make: Any, api: Served) -> Non
         assert error["message"] == (
             f"The operation cannot be performed at this time. An update is in progress for resource: {ARN}slow"
         )
-        assert client.invoke(FunctionName="slow", Payload=b"1")["StatusCode"] == 200
+        assert client.invoke(FunctionName="slow", Payload=b"1")["Payload"].read() == b"1"
         client.tag_resource(Resource=ARN + "slow", Tags={"still": "allowed"})
     finally:
         api.run(api.world.metadata.acknowledge("frontend-2", 0, 0))
@@ -338,11 +338,11 @@ def test_a_revision_is_kept_encrypted(client: Any, make: Any, api: Served) -> No
 
 def test_an_unknown_key_and_a_wrong_secret(api: Served) -> None:
     key = api.world.key()
-    error = error_of(client_for(api.url, "AKIANOBODY", key.secret).list_functions)
+    error = error_of(api.connect("AKIANOBODY", key.secret).list_functions)
     assert (error["status"], error["code"], error["message"]) == (
         403, "UnrecognizedClientException", "The security token included in the request is invalid.",
     )
-    error = error_of(client_for(api.url, key.key_id, "wrong").list_functions)
+    error = error_of(api.connect(key.key_id, "wrong").list_functions)
     assert error["code"] == "InvalidSignatureException"
-    error = error_of(client_for(api.url, key.key_id, key.secret, region_name="eu-west-1").list_functions)
+    error = error_of(api.connect(key.key_id, key.secret, region_name="eu-west-1").list_functions)
     assert error["message"] == "Credential should be scoped to a valid region. "

@@ -173,6 +173,7 @@ class Served:
         self.loop = loop
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self._clients: list[Any] = []
 
     def run(self, what: Awaitable[T]) -> T:
         async def awaited() -> T:
@@ -182,7 +183,17 @@ class Served:
 
     def client(self, account: str = ACCOUNT, **changes: Any) -> Any:
         key = self.world.key(account)
-        return client_for(self.url, key.key_id, key.secret, **changes)
+        return self.connect(key.key_id, key.secret, **changes)
+
+    def connect(self, key_id: str, secret: str, **changes: Any) -> Any:
+        """A client of the real kind, closed by ``close_clients``."""
+        client = client_for(self.url, key_id, secret, **changes)
+        self._clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        while self._clients:
+            self._clients.pop().close()
 
 
 def client_for(url: str, key_id: str, secret: str, **changes: Any) -> Any:
