@@ -1,0 +1,215 @@
+"""Watched copies and settling: several frontends on one store, one of which may die, lag or lose the store."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+
+from frontend import functions as pure
+from frontend import settling
+from frontend.api.ports import Unavailable
+from frontend.auth.keys import (
+    AccessKey, KeyRing, WellKnownSecret, new_key, refuse_well_known, store_key,
+)
+from frontend.auth.links import CodeLinks
+from frontend.functions import Phase
+from frontend.metadata import WatchedFunctions
+from storage.faults import StoreUnavailable
+from tests.frontend_api.test_functions import CODE, NOW, new
+from tests.frontend_api.world import ACCOUNT, StreamCipher, World
+
+
+async def until(true: Callable[[], bool], within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not true():
+            await asyncio.sleep(0.002)
+
+
+def phase(world: World, name: str = "f") -> Phase | None:
+    record = world.functions.cached(ACCOUNT, name)
+    return record.phase if record else None
+
+
+async def test_every_frontend_learns_of_a_creation_and_it_settles() -> None:
+    first = World()
+    second = World(first.metadata, node="frontend-2")
+    await first.start()
+    await second.join()
+    made = await first.functions.create(ACCOUNT, "f", lambda revision: new(revision=revision))
+    assert made is not None
+    first.settler.begin(*made)
+    await until(lambda: phase(first) is phase(second) is Phase.ACTIVE)
+    stored = await first.functions.delete(ACCOUNT, "f")
+    assert stored is not None
+    await first.settler.deleted(stored)
+    assert phase(first) is None
+    assert phase(second) is None
+    await first.stop()
+    await second.stop()
+
+
+async def test_a_creation_whose_frontend_died_is_completed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "ORPHAN_S", 0.05)
+    first = World()
+    second = World(first.metadata, node="frontend-2")
+    await first.start()
+    await second.join()
+    await first.stop()
+    # What the first frontend wrote last, and never completed.
+    await first.functions.create(ACCOUNT, "f", lambda revision: new(revision=revision))
+    await until(lambda: phase(second) is Phase.ACTIVE)
+    await second.stop()
+
+
+async def test_an_unfinished_phase_found_at_the_start_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "ORPHAN_S", 0.05)
+    world = World()
+    await world.functions.create(ACCOUNT, "f", lambda revision: new(revision=revision))
+    await world.start()
+    await until(lambda: phase(world) is Phase.ACTIVE)
+    await world.stop()
+
+
+async def test_an_update_waits_for_a_frontend_that_lags_but_not_beyond_its_lease() -> None:
+    world = World()
+    await world.start()
+    made = await world.functions.create(ACCOUNT, "f", lambda revision: new(revision=revision))
+    assert made is not None
+    await world.metadata.acknowledge("laggard", 0, 0.3)
+    began = asyncio.get_running_loop().time()
+    world.settler.begin(*made)
+    await until(lambda: phase(world) is Phase.ACTIVE)
+    assert asyncio.get_running_loop().time() - began >= 0.29
+    await world.stop()
+
+
+async def test_a_later_change_is_not_settled_by_the_former_one() -> None:
+    world = World()
+    await world.start()
+    made = await world.functions.create(ACCOUNT, "f", lambda revision: new(revision=revision))
+    assert made is not None
+    await world.functions.change(ACCOUNT, "f", lambda record: pure.settle(record, revision_id="s"))
+    await world.metadata.acknowledge("laggard", 0, 60)
+    await world.functions.change(
+        ACCOUNT, "f", lambda record: pure.change_code(record, CODE, now=NOW, revision_id="c")
+    )
+    await world.metadata.acknowledge("laggard", made[1], 60)  # knows the creation, not the update
+    world.settler.begin(*made)
+    await until(lambda: (ACCOUNT, "f", 1) not in world.settler._tasks)
+    assert phase(world) is Phase.UPDATING
+    await world.stop()
+
+
+async def test_a_gap_in_the_watch_is_closed_by_listing_again() -> None:
+    world = World()
+    await world.start()
+    for number in range(5000):  # more than the store's log keeps, while the watch doesn't get a turn
+        await world.metadata.put(f"accounts/{ACCOUNT}/other/{number % 10}", b"x", expected=None)
+    made = await world.functions.create(ACCOUNT, "f", lambda revision: new(revision=revision))
+    assert made is not None
+    await until(lambda: phase(world) is not None)
+    await world.stop()
+
+
+async def test_nothing_is_served_beyond_the_lease() -> None:
+    world = World()
+    await world.start()
+    await world.functions.create(ACCOUNT, "f", lambda revision: new(revision=revision))
+    await until(lambda: phase(world) is not None)
+    copy = world.functions
+    fresh = WatchedFunctions(world.metadata, world.cipher, world.clock)
+    with pytest.raises(Unavailable):
+        fresh.cached(ACCOUNT, "f")
+    copy._valid_until = world.clock.monotonic() - 0.001
+    with pytest.raises(Unavailable):
+        copy.cached(ACCOUNT, "f")
+    await world.stop()
+
+
+async def test_a_store_that_comes_back_is_followed_again() -> None:
+    world = World()
+
+    async def away(_prefix: str) -> None:
+        raise StoreUnavailable("the store is away")
+
+    listed = world.metadata.list
+    world.metadata.list = away  # type: ignore[method-assign, assignment]
+    following = asyncio.create_task(world.follower.run())
+    await asyncio.sleep(0.05)
+    assert not world.follower.ready.is_set()
+    world.metadata.list = listed  # type: ignore[method-assign]
+    await until(world.follower.ready.is_set)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_keys_are_learnt_forgotten_and_kept_encrypted() -> None:
+    world = World()
+    await world.start()
+    key = world.key()
+    await until(lambda: world.ring.known(key.key_id) == key)
+    record = await world.metadata.get(f"keys/{key.key_id}")
+    assert record is not None
+    assert key.secret.encode() not in record.value
+    assert key.secret not in repr(key)
+    await world.metadata.delete(f"keys/{key.key_id}", expected=None)
+    await until(lambda: world.ring.known(key.key_id) is None)
+    await world.stop()
+
+
+async def test_unknown_keys_cost_the_store_one_read_per_second() -> None:
+    world = World()
+    ring = KeyRing(world.metadata, StreamCipher())
+    reads = 0
+    get = world.metadata.get
+
+    async def counted(key: str) -> object:
+        nonlocal reads
+        reads += 1
+        return await get(key)
+
+    world.metadata.get = counted  # type: ignore[method-assign, assignment]
+    for now in (0.0, 0.5, 0.9, 1.1):
+        assert await ring.find("AKIANOBODY", now) is None
+    assert reads == 2
+    assert await ring.find("../accounts", 5.0) is None
+    assert reads == 2
+    key = new_key(ACCOUNT, random.Random(1), 0.0)
+    await store_key(world.metadata, StreamCipher(), key)
+    assert await ring.find(key.key_id, 6.0) == key
+
+
+def test_well_known_secrets_are_refused_where_others_can_reach_them() -> None:
+    def key(key_id: str, secret: str) -> AccessKey:
+        return AccessKey(key_id=key_id, account=ACCOUNT, secret=secret, created=0.0)
+
+    good = new_key(ACCOUNT, random.Random(5), 0.0)
+    known = [
+        key("AKIAIOSFODNN7EXAMPLE", good.secret),
+        key(good.key_id, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+        key(good.key_id, "test"),
+        key(good.key_id, "Test"),
+    ]
+    for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"):
+        refuse_well_known(host, [good])
+        for each in known:
+            with pytest.raises(WellKnownSecret, match="make a new one"):
+                refuse_well_known(host, [good, each])
+    for host in ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"):
+        refuse_well_known(host, known)
+
+
+def test_links_expire_and_can_not_be_changed() -> None:
+    links = CodeLinks(b"k" * 32)
+    link = links.make("a" * 64, 1000.0)
+    path, _, query = link.partition("?")
+    assert links.check(path, query, 1600.0) == "a" * 64
+    assert links.check(path, query, 1601.0) is None
+    assert links.check(path.replace("a", "b"), query, 1000.0) is None
+    assert links.check(path, query.replace("1600", "9999"), 1000.0) is None
+    assert links.check(path, "", 1000.0) is None
+    assert links.check(path, "expires=1600&signature=%C3%BC", 1000.0) is None
+    assert CodeLinks(b"x" * 32).check(path, query, 1000.0) is None
+    with pytest.raises(ValueError, match="at least 32"):
+        CodeLinks(b"short")
