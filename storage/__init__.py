@@ -1,1 +1,2 @@
-"""Storage: function metadata, code blobs, lease records: small interfaces with interchangeable implementations."""
+"""Storage: function metadata, code blobs, lease records: small interfaces with interchangeable implementations.
+"""

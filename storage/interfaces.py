@@ -45,7 +45,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledgement:
-    """A watcher has applied everything up to `revision`; after `expires_at` (Unix seconds) it serves nothing."""
+    """A watcher has applied everything up to `revision`; after `expires_at` (Unix seconds) it serves nothing.
+    """
 
     watcher: str
     revision: int
