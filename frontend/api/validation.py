@@ -22,7 +22,7 @@ class Violation(NamedTuple):
         return f"{shown} at '{self.path}' failed to satisfy constraint: {self.constraint}"
 
 
-# A name that isn't an ARN is judged by the service itself when a function is created: the sentence stays, the code differs.
+# When a function is created, a name that isn't an ARN is judged by the service: the same sentence under another code.
 _JUDGED_BY_SERVICE = frozenset({("CreateFunctionRequest", "functionName")})
 
 
