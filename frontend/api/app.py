@@ -15,7 +15,7 @@ from chassis.faults import Fault
 from frontend.auth import links
 from frontend.auth.authenticator import Authenticator, prove
 
-from .body import Body, Disconnected, Receive, read_body
+from .body import Body, BodyBudget, Disconnected, Receive, read_body
 from .codec import Encoded, Headers, parse, serialise, serialise_error
 from .context import Request, Services
 from .errors import ApiError, from_fault, not_there_yet, service_failure, throttled, unavailable, unknown_operation
@@ -41,6 +41,7 @@ class Application:
         self._authenticator = authenticator
         self._router = Router(services.model)
         self._log = structlog.get_logger("frontend.api")
+        self._budget = BodyBudget()
         self._date: tuple[int, bytes] = (0, b"")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,24 +88,34 @@ class Application:
 
     async def _invoke(self, scope: Scope, raw_path: bytes, receive: Receive, request_id: str) -> Invoked:
         account, body = await self._authenticated(scope, raw_path, receive, PAYLOAD_BYTES_MAX)
-        if body.data is None:
-            raise payload_too_large(body.size)
-        return await invoke(
-            self._services, account, request_id, raw_path, scope["query_string"], scope["headers"], body.data
-        )
+        try:
+            if body.data is None:
+                raise payload_too_large(body.size)
+            return await invoke(
+                self._services, account, request_id, raw_path, scope["query_string"], scope["headers"], body.data
+            )
+        finally:
+            self._budget.give(body.held)
 
     async def _operation(self, scope: Scope, raw_path: bytes, receive: Receive, request_id: str) -> Encoded:
         query = query_pairs(scope["query_string"])
         route = self._router.find(scope["method"], raw_path, query)
-        limit = CODE_UPLOAD_BYTES_MAX if route and route.operation.name in _UPLOADS else SMALL_BODY_BYTES_MAX
-        account, body = await self._authenticated(scope, raw_path, receive, limit)
-        if route is None:
-            raise unknown_operation(scope["method"], raw_path.decode("latin-1"))
+        account, body = await self._authenticated(scope, raw_path, receive, _body_limit(route))
+        try:
+            if route is None:
+                raise unknown_operation(scope["method"], raw_path.decode("latin-1"))
+            return await self._performed(scope, route, query, account, body, request_id)
+        finally:
+            self._budget.give(body.held)
+
+    async def _performed(
+        self, scope: Scope, route: Route, query: list[tuple[str, str]], account: str, body: Body, request_id: str
+    ) -> Encoded:
         name = route.operation.name
         if name not in OPERATIONS:
             raise not_there_yet(name)
         if body.data is None:
-            raise _too_large(route, limit)
+            raise _too_large(route)
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         request = Request(
             operation=name,
@@ -124,11 +135,17 @@ class Application:
         try:
             claimed = await self._authenticator.claim(headers)
         except ApiError:
-            await read_body(receive, 0)
+            await read_body(receive, 0, self._budget)
             raise
-        body = await read_body(receive, limit)
-        query = scope["query_string"]
-        return prove(claimed, scope["method"], raw_path, query, headers, body.sha256), body
+        body = await read_body(receive, limit, self._budget)
+        try:
+            account = prove(
+                claimed, scope["method"], raw_path, scope["query_string"], headers, body.sha256
+            )
+        except ApiError:
+            self._budget.give(body.held)
+            raise
+        return account, body
 
     async def _download(self, scope: Scope, raw_path: bytes) -> Invoked:
         """The code of a function, by a link that GetFunction gave."""
@@ -176,7 +193,12 @@ class Application:
         return self._date[1]
 
 
-def _too_large(route: Route, limit: int) -> ApiError:
+def _body_limit(route: Route | None) -> int:
+    return CODE_UPLOAD_BYTES_MAX if route and route.operation.name in _UPLOADS else SMALL_BODY_BYTES_MAX
+
+
+def _too_large(route: Route) -> ApiError:
+    limit = _body_limit(route)
     return ApiError(
         "RequestEntityTooLargeException",
         413,
