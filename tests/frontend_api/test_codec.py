@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 from datetime import UTC, datetime
 from typing import Any
 
@@ -296,3 +297,20 @@ def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
 def test_an_unknown_member_of_a_result_is_a_bug() -> None:
     with pytest.raises(KeyError):
         codec.serialise(OURS.operations["GetFunctionConcurrency"], {"Invented": 1})
+
+
+def test_base64_is_at_least_as_strict_as_the_librarys_strict_mode() -> None:
+    rng = random.Random(11)
+    refused = 0
+    for _ in range(5000):
+        text = "".join(rng.choices("AZaz09+/==-\n ", k=rng.randrange(13)))
+        try:
+            found = codec.from_json(OURS.shapes["Blob"], text)
+        except ApiError:
+            refused += 1
+        else:
+            assert found == base64.b64decode(text, validate=True), text
+    assert 0 < refused < 5000
+    for size in range(20):
+        data = rng.randbytes(size)
+        assert codec.from_json(OURS.shapes["Blob"], base64.b64encode(data).decode()) == data
