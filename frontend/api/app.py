@@ -20,7 +20,7 @@ from .body import Body, BodyBudget, Disconnected, Receive, read_body
 from .codec import Encoded, Headers, parse, serialise, serialise_error
 from .context import Request, Services
 from .errors import ApiError, from_fault, not_there_yet, service_failure, throttled, unavailable, unknown_operation
-from .invoke_operation import PAYLOAD_BYTES_MAX, Invoked, invoke, is_invoke, payload_too_large
+from .invoke_operation import OPERATION, PAYLOAD_BYTES_MAX, Invoked, invoke, is_invoke, payload_too_large
 from .operations import OPERATIONS, perform
 from .ports import Throttled, Unavailable
 from .routes import Route, Router, query_pairs
@@ -114,6 +114,8 @@ class Application:
         self, scope: Scope, route: Route, query: list[tuple[str, str]], account: str, body: Body, request_id: str
     ) -> Encoded:
         name = route.operation.name
+        if name == OPERATION:  # its own address was asked before the router, this is another spelling of it
+            raise unknown_operation(scope["method"], scope["raw_path"].decode("latin-1"))
         if name not in OPERATIONS:
             raise not_there_yet(name)
         if body.data is None:

@@ -192,6 +192,29 @@ def test_an_unknown_path_is_404_for_who_may_ask(api: Served) -> None:
     assert raw(api, "GET", path)[0] == 403
 
 
+def test_another_spelling_of_the_address_is_not_invoke(api: Served) -> None:
+    path = "/2015-03-31/functions/echo/invocations/"
+    assert raw(api, "POST", path, headers=signed(api, "POST", path))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("Root=1-5759e988-bd862e3fe1be46a994272793", True),
+        ("Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1;Lineage=1:a87bd80c:0", True),
+        ("Root=nonsense", False),
+        ("Root=1-5759e988-bd862e3fe1be46a994272793" + ";x" * 1000, False),
+    ],
+)
+def test_the_trace_is_passed_on_and_completed(api: Served, echo: str, sent: str, kept: bool) -> None:
+    path = f"/2015-03-31/functions/{echo}/invocations"
+    headers = {**signed(api, "POST", path), "X-Amzn-Trace-Id": sent}
+    trace = raw(api, "POST", path, headers=headers)[1]["x-amzn-trace-id"]
+    assert trace.startswith(sent) is kept
+    assert [part.partition("=")[0] for part in trace.split(";")] == ["Root", "Parent", "Sampled", "Lineage"]
+    assert api.world.invoker.requests[-1].trace_id == trace
+
+
 def test_a_lapsed_copy_is_not_served(api: Served, client: Any, echo: str) -> None:
     functions = api.world.functions
     kept = functions._valid_until
