@@ -81,8 +81,7 @@ async def main() -> None:
     )
     done = await world.functions.create(ACCOUNT, "hello", lambda _revision: settle(record, revision_id="2"))
     assert done is not None
-    while world.functions.cached(ACCOUNT, "hello") is None:
-        await asyncio.sleep(0.001)
+    await world.settler.acknowledged(done[1])
     unit = reference()
     for size in (2, 100, 4096, 262_144):
         body = b'"' + b"x" * (size - 2) + b'"'

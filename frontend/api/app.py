@@ -5,6 +5,7 @@ Refuses to know what operations do. No exception leaves it: what isn't typed is 
 text.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from email.utils import formatdate
 from typing import Any
@@ -15,11 +16,11 @@ from chassis.faults import Fault
 from frontend.auth import links
 from frontend.auth.authenticator import Authenticator, prove
 
-from .body import Body, Disconnected, Receive, read_body
+from .body import Body, BodyBudget, Disconnected, Receive, read_body
 from .codec import Encoded, Headers, parse, serialise, serialise_error
 from .context import Request, Services
 from .errors import ApiError, from_fault, not_there_yet, service_failure, throttled, unavailable, unknown_operation
-from .invoke_operation import PAYLOAD_BYTES_MAX, Invoked, invoke, is_invoke, payload_too_large
+from .invoke_operation import OPERATION, PAYLOAD_BYTES_MAX, Invoked, invoke, is_invoke, payload_too_large
 from .operations import OPERATIONS, perform
 from .ports import Throttled, Unavailable
 from .routes import Route, Router, query_pairs
@@ -31,6 +32,7 @@ CODE_UPLOAD_BYTES_MAX = 70_167_211
 _UPLOADS = frozenset({"CreateFunction", "UpdateFunctionCode"})
 # Everything else is small: names, settings and at most 4 KB of environment.
 SMALL_BODY_BYTES_MAX = 1_048_576
+LARGE_BYTES = 1_048_576
 
 
 class Application:
@@ -41,6 +43,7 @@ class Application:
         self._authenticator = authenticator
         self._router = Router(services.model)
         self._log = structlog.get_logger("frontend.api")
+        self._budget = BodyBudget()
         self._date: tuple[int, bytes] = (0, b"")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,24 +90,36 @@ class Application:
 
     async def _invoke(self, scope: Scope, raw_path: bytes, receive: Receive, request_id: str) -> Invoked:
         account, body = await self._authenticated(scope, raw_path, receive, PAYLOAD_BYTES_MAX)
-        if body.data is None:
-            raise payload_too_large(body.size)
-        return await invoke(
-            self._services, account, request_id, raw_path, scope["query_string"], scope["headers"], body.data
-        )
+        try:
+            if body.data is None:
+                raise payload_too_large(body.size)
+            return await invoke(
+                self._services, account, request_id, raw_path, scope["query_string"], scope["headers"], body.data
+            )
+        finally:
+            self._budget.give(body.held)
 
     async def _operation(self, scope: Scope, raw_path: bytes, receive: Receive, request_id: str) -> Encoded:
         query = query_pairs(scope["query_string"])
         route = self._router.find(scope["method"], raw_path, query)
-        limit = CODE_UPLOAD_BYTES_MAX if route and route.operation.name in _UPLOADS else SMALL_BODY_BYTES_MAX
-        account, body = await self._authenticated(scope, raw_path, receive, limit)
-        if route is None:
-            raise unknown_operation(scope["method"], raw_path.decode("latin-1"))
+        account, body = await self._authenticated(scope, raw_path, receive, _body_limit(route))
+        try:
+            if route is None:
+                raise unknown_operation(scope["method"], raw_path.decode("latin-1"))
+            return await self._performed(scope, route, query, account, body, request_id)
+        finally:
+            self._budget.give(body.held)
+
+    async def _performed(
+        self, scope: Scope, route: Route, query: list[tuple[str, str]], account: str, body: Body, request_id: str
+    ) -> Encoded:
         name = route.operation.name
+        if name == OPERATION:  # its own address was asked before the router, this is another spelling of it
+            raise unknown_operation(scope["method"], scope["raw_path"].decode("latin-1"))
         if name not in OPERATIONS:
             raise not_there_yet(name)
         if body.data is None:
-            raise _too_large(route, limit)
+            raise _too_large(route)
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         request = Request(
             operation=name,
@@ -124,11 +139,19 @@ class Application:
         try:
             claimed = await self._authenticator.claim(headers)
         except ApiError:
-            await read_body(receive, 0)
+            await read_body(receive, 0, self._budget)
             raise
-        body = await read_body(receive, limit)
-        query = scope["query_string"]
-        return prove(claimed, scope["method"], raw_path, query, headers, body.sha256), body
+        body = await read_body(receive, limit, self._budget)
+        if body.held > LARGE_BYTES:
+            await asyncio.sleep(0)  # others get a turn between the steps that take long for a large body
+        try:
+            account = prove(
+                claimed, scope["method"], raw_path, scope["query_string"], headers, body.sha256
+            )
+        except ApiError:
+            self._budget.give(body.held)
+            raise
+        return account, body
 
     async def _download(self, scope: Scope, raw_path: bytes) -> Invoked:
         """The code of a function, by a link that GetFunction gave."""
@@ -176,7 +199,12 @@ class Application:
         return self._date[1]
 
 
-def _too_large(route: Route, limit: int) -> ApiError:
+def _body_limit(route: Route | None) -> int:
+    return CODE_UPLOAD_BYTES_MAX if route and route.operation.name in _UPLOADS else SMALL_BODY_BYTES_MAX
+
+
+def _too_large(route: Route) -> ApiError:
+    limit = _body_limit(route)
     return ApiError(
         "RequestEntityTooLargeException",
         413,

@@ -158,8 +158,8 @@ async def update_function_code(services: Services, request: Request) -> Answer:
     current = await existing(services, target)
     _guard(current, given, target.unqualified_arn)
     archive = _archive(given)
-    digest = hashlib.sha256(archive).hexdigest()
     if given.get("DryRun"):
+        digest = hashlib.sha256(archive).hexdigest()
         would_be = replace(current, code=Code(sha256=digest, size_bytes=len(archive)))
         return Answer(result=configuration(would_be, services.region))
     await _check_room(services, request.account, len(archive) - current.code.size_bytes)

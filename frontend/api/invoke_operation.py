@@ -31,6 +31,7 @@ PREFIX = b"/2015-03-31/functions/"
 SUFFIX = b"/invocations"
 PAYLOAD_BYTES_MAX = 6_291_456
 CLIENT_CONTEXT_BYTES_MAX = 3583
+TRACE_BYTES_MAX = 1024
 # Beyond the function's own timeout: for a permit, a place, the code and the init (at most 10 s).
 MARGIN_S = 30.0
 
@@ -242,7 +243,7 @@ def log_result(tail: bytes) -> bytes:
 def _trace(services: Services, given: str | None) -> str:
     """The trace header: the client's if it has a root, completed; else a new one."""
     ids = services.ids
-    if given is not None and _TRACE_ROOT.search(given):
+    if given is not None and len(given) <= TRACE_BYTES_MAX and given.isascii() and _TRACE_ROOT.search(given):
         trace = given
         if "Parent=" not in trace:
             trace += f";Parent={ids.hexadecimal(16)}"

@@ -22,7 +22,7 @@ class Violation(NamedTuple):
         return f"{shown} at '{self.path}' failed to satisfy constraint: {self.constraint}"
 
 
-# A name that isn't an ARN is judged by the service itself when a function is created: the sentence stays, the code differs.
+# When a function is created, a name that isn't an ARN is judged by the service: the same sentence under another code.
 _JUDGED_BY_SERVICE = frozenset({("CreateFunctionRequest", "functionName")})
 
 
@@ -57,16 +57,15 @@ def _any(shape: Shape, value: Any, path: str) -> Iterator[Violation]:
     if shape.kind == "structure":
         yield from _structure(shape, value, path + ".")
         return
-    shown = None if shape.sensitive else f"'{_shown(value)}'"
     for constraint in broken(shape, value):
-        yield Violation(path, shown, constraint)
+        yield Violation(path, _quoted(shape, value), constraint)
     if shape.kind == "list":
-        yield from _list(shape, value, path, shown)
+        yield from _list(shape, value, path)
     elif shape.kind == "map":
-        yield from _map(shape, value, path, shown)
+        yield from _map(shape, value, path)
 
 
-def _list(shape: Shape, value: list[Any], path: str, shown: str | None) -> Iterator[Violation]:
+def _list(shape: Shape, value: list[Any], path: str) -> Iterator[Violation]:
     assert shape.element is not None
     element = shape.element.shape
     if element.kind in {"structure", "list", "map"}:
@@ -74,20 +73,22 @@ def _list(shape: Shape, value: list[Any], path: str, shown: str | None) -> Itera
             yield from _any(element, item, f"{path}.{at}.member")
     elif any(True for item in value for _ in broken(element, item)):
         listed = ", ".join(constraints(element))
-        yield Violation(path, shown, f"Member must satisfy constraint: [{listed}]")
+        yield Violation(path, _quoted(shape, value), f"Member must satisfy constraint: [{listed}]")
 
 
-def _map(shape: Shape, value: dict[str, Any], path: str, shown: str | None) -> Iterator[Violation]:
+def _map(shape: Shape, value: dict[str, Any], path: str) -> Iterator[Violation]:
     assert shape.key is not None
     assert shape.element is not None
     key, element = shape.key.shape, shape.element.shape
     if any(True for name in value for _ in broken(key, name)):
-        yield Violation(path, shown, f"Map keys must satisfy constraint: [{', '.join(constraints(key))}]")
+        listed = ", ".join(constraints(key))
+        yield Violation(path, _quoted(shape, value), f"Map keys must satisfy constraint: [{listed}]")
     if element.kind in {"structure", "list", "map"}:
         for name, item in value.items():
             yield from _any(element, item, f"{path}.{name}.member")
     elif any(True for item in value.values() for _ in broken(element, item)):
-        yield Violation(path, shown, f"Map value must satisfy constraint: [{', '.join(constraints(element))}]")
+        listed = ", ".join(constraints(element))
+        yield Violation(path, _quoted(shape, value), f"Map value must satisfy constraint: [{listed}]")
 
 
 def constraints(shape: Shape) -> list[str]:
@@ -127,6 +128,11 @@ def broken(shape: Shape, value: Any) -> Iterator[str]:
 
 def _camel(name: str) -> str:
     return name[:1].lower() + name[1:]
+
+
+def _quoted(shape: Shape, value: Any) -> str | None:
+    """The value as a violation shows it; a sensitive one isn't shown."""
+    return None if shape.sensitive else f"'{_shown(value)}'"
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 from datetime import UTC, datetime
 from typing import Any
 
@@ -193,28 +194,48 @@ def create(**changes: Any) -> dict[str, Any]:
     }
 
 
-SENTENCES = [
-    ({"Timeout": 901}, "Value '901' at 'timeout' failed to satisfy constraint: Member must have value less than or "
-                       "equal to 900"),
-    ({"MemorySize": 64}, "Value '64' at 'memorySize' failed to satisfy constraint: Member must have value greater than "
-                         "or equal to 128"),
-    ({"Handler": "a b"}, r"Value 'a b' at 'handler' failed to satisfy constraint: Member must satisfy regular expression "
-                         r"pattern: [^\s]+"),
-    ({"PackageType": "Tar"}, "Value 'Tar' at 'packageType' failed to satisfy constraint: Member must satisfy enum value "
-                             "set: [Zip, Image]"),
-    ({"Architectures": ["x86"]}, "Value '[x86]' at 'architectures' failed to satisfy constraint: Member must satisfy "
-                                 "constraint: [Member must satisfy enum value set: [x86_64, arm64]]"),
-    ({"Tags": {"a" * 129: "v"}}, f"Value '{{{'a' * 129}=v}}' at 'tags' failed to satisfy constraint: Map keys must "
-                                 "satisfy constraint: [Member must have length less than or equal to 128, Member must "
-                                 "have length greater than or equal to 1, Member must satisfy regular expression "
-                                 r"pattern: ([\p{L}\p{Z}\p{N}_.:/=+\-@]*)]"),
-    ({"Environment": {"Variables": {"1A": "secret"}}},
-     "Value at 'environment.variables' failed to satisfy constraint: Map keys must satisfy constraint: [Member must "
-     "satisfy regular expression pattern: [a-zA-Z]([a-zA-Z0-9_])+]"),
-    ({"EphemeralStorage": {}}, "Value null at 'ephemeralStorage.size' failed to satisfy constraint: Member must not be "
-                               "null"),
-    ({"SnapStart": {"ApplyOn": "Always"}}, "Value 'Always' at 'snapStart.applyOn' failed to satisfy constraint: Member "
-                                           "must satisfy enum value set: [PublishedVersions, None]"),
+FAILED = "failed to satisfy constraint:"
+SENTENCES: list[tuple[dict[str, Any], str]] = [
+    ({"Timeout": 901}, f"Value '901' at 'timeout' {FAILED} Member must have value less than or equal to 900"),
+    ({"MemorySize": 64}, f"Value '64' at 'memorySize' {FAILED} Member must have value greater than or equal to 128"),
+    (
+        {"Handler": "a b"},
+        rf"Value 'a b' at 'handler' {FAILED} Member must satisfy regular expression pattern: [^\s]+",
+    ),
+    (
+        {"PackageType": "Tar"},
+        f"Value 'Tar' at 'packageType' {FAILED} Member must satisfy enum value set: [Zip, Image]",
+    ),
+    (
+        {"Architectures": ["x86"]},
+        (
+            f"Value '[x86]' at 'architectures' {FAILED} "
+            "Member must satisfy constraint: [Member must satisfy enum value set: [x86_64, arm64]]"
+        ),
+    ),
+    (
+        {"Tags": {"a" * 129: "v"}},
+        (
+            f"Value '{{{'a' * 129}=v}}' at 'tags' {FAILED} Map keys must satisfy constraint: "
+            "[Member must have length less than or equal to 128, Member must have length greater than or equal to 1, "
+            r"Member must satisfy regular expression pattern: ([\p{L}\p{Z}\p{N}_.:/=+\-@]*)]"
+        ),
+    ),
+    (
+        {"Environment": {"Variables": {"1A": "secret"}}},
+        (
+            f"Value at 'environment.variables' {FAILED} Map keys must satisfy constraint: "
+            "[Member must satisfy regular expression pattern: [a-zA-Z]([a-zA-Z0-9_])+]"
+        ),
+    ),
+    ({"EphemeralStorage": {}}, f"Value null at 'ephemeralStorage.size' {FAILED} Member must not be null"),
+    (
+        {"SnapStart": {"ApplyOn": "Always"}},
+        (
+            f"Value 'Always' at 'snapStart.applyOn' {FAILED} "
+            "Member must satisfy enum value set: [PublishedVersions, None]"
+        ),
+    ),
 ]
 
 
@@ -276,3 +297,20 @@ def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
 def test_an_unknown_member_of_a_result_is_a_bug() -> None:
     with pytest.raises(KeyError):
         codec.serialise(OURS.operations["GetFunctionConcurrency"], {"Invented": 1})
+
+
+def test_base64_is_at_least_as_strict_as_the_librarys_strict_mode() -> None:
+    rng = random.Random(11)
+    refused = 0
+    for _ in range(5000):
+        text = "".join(rng.choices("AZaz09+/==-\n ", k=rng.randrange(13)))
+        try:
+            found = codec.from_json(OURS.shapes["Blob"], text)
+        except ApiError:
+            refused += 1
+        else:
+            assert found == base64.b64decode(text, validate=True), text
+    assert 0 < refused < 5000
+    for size in range(20):
+        data = rng.randbytes(size)
+        assert codec.from_json(OURS.shapes["Blob"], base64.b64encode(data).decode()) == data

@@ -31,7 +31,7 @@ def error_of(call: Any, **arguments: Any) -> dict[str, Any]:
 
 def settled(client: Any, name: str) -> dict[str, Any]:
     client.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 10})
-    return client.get_function_configuration(FunctionName=name)
+    return dict(client.get_function_configuration(FunctionName=name))
 
 
 def test_created_pending_then_active(client: Any, make: Any) -> None:
@@ -81,7 +81,8 @@ def test_the_output_has_what_aws_always_returns(client: Any, make: Any) -> None:
 
 def test_every_form_of_the_name_finds_it(client: Any, make: Any) -> None:
     make("forms")
-    for name in ("forms", "function:forms", f"{ACCOUNT}:function:forms", ARN + "forms", f"{REGION}:{ACCOUNT}:function:forms"):
+    partial = f"{ACCOUNT}:function:forms"
+    for name in ("forms", "function:forms", partial, ARN + "forms", f"{REGION}:{partial}"):
         assert client.get_function(FunctionName=name)["Configuration"]["FunctionArn"] == ARN + "forms"
     for arguments in ({"FunctionName": "forms:$LATEST"}, {"FunctionName": "forms", "Qualifier": "$LATEST"}):
         got = client.get_function_configuration(**arguments)
@@ -199,6 +200,8 @@ def test_deletion(client: Any, make: Any, api: Served) -> None:
     assert (ACCOUNT, "gone") not in api.world.limits.reserved
     make("gone")
     second = api.world.functions.cached(ACCOUNT, "gone")
+    assert first is not None
+    assert second is not None
     assert second.revision > first.revision  # invariant 8: no sandbox of the first serves the second
 
 
@@ -239,7 +242,8 @@ def test_lists_are_paged_and_leave_out_states(api: Served, make: Any) -> None:
         page = account.list_functions(MaxItems=2)
         assert [each["FunctionName"] for each in page["Functions"]] == ["listed-0", "listed-1"]
         assert not {"State", "LastUpdateStatus", "RuntimeVersionConfig"} & page["Functions"][0].keys()
-        everything = account.get_paginator("list_functions").paginate(PaginationConfig={"PageSize": 2}).build_full_result()
+        pages = account.get_paginator("list_functions").paginate(PaginationConfig={"PageSize": 2})
+        everything = pages.build_full_result()
         assert [each["FunctionName"] for each in everything["Functions"]] == [f"listed-{n}" for n in range(5)]
         versions = account.list_functions(FunctionVersion="ALL")["Functions"]
         assert all(each["FunctionArn"].endswith(":$LATEST") for each in versions)
@@ -307,8 +311,8 @@ def test_reserved_concurrency(client: Any, make: Any) -> None:
     assert (limit["ConcurrentExecutions"], limit["UnreservedConcurrentExecutions"]) == (1000, 100)
     error = error_of(client.put_function_concurrency, FunctionName="reserved", ReservedConcurrentExecutions=901)
     assert error["message"] == (
-        "Specified ReservedConcurrentExecutions for function decreases account's UnreservedConcurrentExecution below its "
-        "minimum value of [100]."
+        "Specified ReservedConcurrentExecutions for function decreases account's UnreservedConcurrentExecution below "
+        "its minimum value of [100]."
     )
     error = error_of(client.put_function_concurrency, FunctionName="reserved:1", ReservedConcurrentExecutions=1)
     assert error["message"].startswith("This operation is permitted on Lambda functions only.")
@@ -330,6 +334,7 @@ def test_code_signing_is_answered_without_a_configuration(client: Any, make: Any
 def test_a_revision_is_kept_encrypted(client: Any, make: Any, api: Served) -> None:
     make("secretive", Environment={"Variables": {"TOKEN": "in plain sight"}})
     kept = api.run(api.world.metadata.get(f"accounts/{ACCOUNT}/functions/secretive"))
+    assert kept is not None
     assert b"plain sight" not in kept.value
     assert b"TOKEN" not in kept.value
     found = client.get_function_configuration(FunctionName="secretive")

@@ -5,12 +5,15 @@ import http.client
 import json
 from typing import Any
 
+import botocore.auth
+import botocore.awsrequest
+import botocore.credentials
 import pytest
 
 from frontend.api import invoke_operation
 from frontend.api.errors import ApiError
 from tests.frontend_api.test_functions_api import ARN, error_of
-from tests.frontend_api.world import ACCOUNT, Served
+from tests.frontend_api.world import ACCOUNT, REGION, Served
 
 MB_6 = 6_291_456
 
@@ -95,8 +98,8 @@ def test_event_is_refused_by_name(client: Any, echo: str) -> None:
     assert error["message"] == "InvocationType with the value Event is not honoured by labda yet."
     error = error_of(client.invoke, FunctionName=echo, InvocationType="Soon")
     assert error["message"] == (
-        "1 validation error detected: Value 'Soon' at 'invocationType' failed to satisfy constraint: Member must satisfy "
-        "enum value set: [Event, RequestResponse, DryRun]"
+        "1 validation error detected: Value 'Soon' at 'invocationType' failed to satisfy constraint: "
+        "Member must satisfy enum value set: [Event, RequestResponse, DryRun]"
     )
     assert "TenantId" in error_of(client.invoke, FunctionName=echo, TenantId="t")["message"]
 
@@ -140,14 +143,17 @@ def test_unavailable_and_broken_insides(client: Any, make: Any) -> None:
     assert "secret" not in json.dumps(error)
 
 
-def raw(api: Served, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, str], dict[str, Any]]:
+def raw(
+    api: Served, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Status, headers and document of a request as it stands."""
     connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=5)
-    connection.request(method, path, body)
+    connection.request(method, path, body, headers or {})
     answer = connection.getresponse()
-    headers = {key.lower(): value for key, value in answer.getheaders()}
+    found = {key.lower(): value for key, value in answer.getheaders()}
     document = json.loads(answer.read())
     connection.close()
-    return answer.status, headers, document
+    return answer.status, found, document
 
 
 def test_without_a_signature(api: Served) -> None:
@@ -159,45 +165,54 @@ def test_without_a_signature(api: Served) -> None:
     assert document == {"message": "Missing Authentication Token"}
 
 
+def signed(api: Served, method: str, path: str) -> dict[str, str]:
+    """The headers of a signed request without a body."""
+    key = api.world.key()
+    request = botocore.awsrequest.AWSRequest(method, api.url + path)
+    credentials = botocore.credentials.Credentials(key.key_id, key.secret)
+    botocore.auth.SigV4Auth(credentials, "lambda", REGION).add_auth(request)
+    return dict(request.headers)
+
+
 def test_detail_is_an_extra_member(api: Served, make: Any) -> None:
     make("throttled-too")
-    import urllib.request
-
-    import botocore.auth
-    import botocore.awsrequest
-    import botocore.credentials
-
-    key = api.world.key()
-    request = botocore.awsrequest.AWSRequest("POST", f"{api.url}/2015-03-31/functions/throttled-too/invocations", data=b"")
-    botocore.auth.SigV4Auth(
-        botocore.credentials.Credentials(key.key_id, key.secret), "lambda", "us-east-1"
-    ).add_auth(request)
-    sent = urllib.request.Request(request.url, data=b"", headers=dict(request.headers), method="POST")
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(sent)
-    document = json.loads(caught.value.read())
-    caught.value.close()
+    path = "/2015-03-31/functions/throttled-too/invocations"
+    status, _, document = raw(api, "POST", path, headers=signed(api, "POST", path))
+    assert status == 429
     assert document["message"] == "Rate Exceeded."
     assert document["Detail"]["limit"] == 0
 
 
 def test_an_unknown_path_is_404_for_who_may_ask(api: Served) -> None:
-    import botocore.auth
-    import botocore.awsrequest
-    import botocore.credentials
+    path = "/2015-03-31/nothing"
+    status, headers, document = raw(api, "GET", path, headers=signed(api, "GET", path))
+    assert status == 404
+    assert headers["x-amzn-errortype"] == "UnknownOperationException"
+    assert path in document["Detail"]
+    assert raw(api, "GET", path)[0] == 403
 
-    key = api.world.key()
-    request = botocore.awsrequest.AWSRequest("GET", f"{api.url}/2015-03-31/nothing")
-    botocore.auth.SigV4Auth(
-        botocore.credentials.Credentials(key.key_id, key.secret), "lambda", "us-east-1"
-    ).add_auth(request)
-    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=5)
-    connection.request("GET", "/2015-03-31/nothing", headers=dict(request.headers))
-    answer = connection.getresponse()
-    assert answer.status == 404
-    assert answer.getheader("x-amzn-errortype") == "UnknownOperationException"
-    answer.read()
-    connection.close()
+
+def test_another_spelling_of_the_address_is_not_invoke(api: Served) -> None:
+    path = "/2015-03-31/functions/echo/invocations/"
+    assert raw(api, "POST", path, headers=signed(api, "POST", path))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("Root=1-5759e988-bd862e3fe1be46a994272793", True),
+        ("Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1;Lineage=1:a87bd80c:0", True),
+        ("Root=nonsense", False),
+        ("Root=1-5759e988-bd862e3fe1be46a994272793" + ";x" * 1000, False),
+    ],
+)
+def test_the_trace_is_passed_on_and_completed(api: Served, echo: str, sent: str, kept: bool) -> None:
+    path = f"/2015-03-31/functions/{echo}/invocations"
+    headers = {**signed(api, "POST", path), "X-Amzn-Trace-Id": sent}
+    trace = raw(api, "POST", path, headers=headers)[1]["x-amzn-trace-id"]
+    assert trace.startswith(sent) is kept
+    assert [part.partition("=")[0] for part in trace.split(";")] == ["Root", "Parent", "Sampled", "Lineage"]
+    assert api.world.invoker.requests[-1].trace_id == trace
 
 
 def test_a_lapsed_copy_is_not_served(api: Served, client: Any, echo: str) -> None:

@@ -10,7 +10,12 @@ from frontend import functions as pure
 from frontend import settling
 from frontend.api.ports import Unavailable
 from frontend.auth.keys import (
-    AccessKey, KeyRing, WellKnownSecret, new_key, refuse_well_known, store_key,
+    AccessKey,
+    KeyRing,
+    WellKnownSecret,
+    new_key,
+    refuse_well_known,
+    store_key,
 )
 from frontend.auth.links import CodeLinks
 from frontend.functions import Phase
@@ -130,13 +135,17 @@ async def test_nothing_is_served_beyond_the_lease() -> None:
 async def test_a_store_that_comes_back_is_followed_again() -> None:
     world = World()
 
+    attempts = 0
+
     async def away(_prefix: str) -> None:
+        nonlocal attempts
+        attempts += 1
         raise StoreUnavailable("the store is away")
 
     listed = world.metadata.list
     world.metadata.list = away  # type: ignore[method-assign, assignment]
     following = asyncio.create_task(world.follower.run())
-    await asyncio.sleep(0.05)
+    await until(lambda: attempts >= 3)
     assert not world.follower.ready.is_set()
     world.metadata.list = listed  # type: ignore[method-assign]
     await until(world.follower.ready.is_set)

@@ -93,7 +93,8 @@ def refused(signed: Signed, **verify: Any) -> ApiError:
 
 
 def changed(name: str) -> Signed:
-    signed = Signed("POST", "/2015-03-31/functions/f/invocations?Qualifier=a", b"{}", headers={"X-Amz-Log-Type": "Tail"})
+    headers = {"X-Amz-Log-Type": "Tail"}
+    signed = Signed("POST", "/2015-03-31/functions/f/invocations?Qualifier=a", b"{}", headers=headers)
     match name:
         case "body":
             signed.body = b"[]"
@@ -119,7 +120,8 @@ def changed(name: str) -> Signed:
 
 
 CHANGES = [
-    "body", "path", "query", "method", "host", "header", "header taken out", "header added", "declared hash", "signature",
+    "body", "path", "query", "method", "host", "header", "header taken out", "header added", "declared hash",
+    "signature",
 ]
 
 
@@ -188,8 +190,11 @@ def test_no_authorization() -> None:
     [
         (
             b"AWS4-HMAC-SHA256 SignedHeaders=host",
-            "Authorization header requires 'Credential' parameter. Authorization header requires 'Signature' parameter. "
-            "Authorization=AWS4-HMAC-SHA256 SignedHeaders=host",
+            (
+                "Authorization header requires 'Credential' parameter. "
+                "Authorization header requires 'Signature' parameter. "
+                "Authorization=AWS4-HMAC-SHA256 SignedHeaders=host"
+            ),
         ),
         (
             b"AWS4-HMAC-SHA256 Credential=a/b/c, SignedHeaders=host, Signature=1",
