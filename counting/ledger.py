@@ -162,6 +162,15 @@ class Ledger:
         record = self.sessions.get(session)
         return record is not None and record.state is SessionState.LIVE
 
+    def is_draining(self, session: Session) -> bool:
+        """Fenced, and not yet counted."""
+        record = self.sessions.get(session)
+        return record is not None and record.state is SessionState.DRAINING
+
+    def become(self, other: "Ledger") -> None:
+        """Takes over the state of a snapshot. Who refers to this ledger goes on reading the same object."""
+        vars(self).update(vars(other))
+
     def is_member(self, incarnation: Incarnation) -> bool:
         member = self.members.get(incarnation.host)
         return member is not None and member.nonce == incarnation.nonce
