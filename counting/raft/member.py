@@ -99,6 +99,7 @@ class Member:
         self._on_role = on_role
         self._peers = {peer: Node(peer) for peer in peers}
         self._committed: list[tuple[int, bytes, Any]] = []
+        self._retry_s = timing.heartbeat_s
         self._role = (False, 0, "")
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -220,7 +221,9 @@ class Member:
             self._on_role(leads=role[0], term=role[1], hint=role[2])
         if self._node.wants_tick():
             self._tick_in_this_turn()
-        self._arm(self._node.next_tick_at() + _MARGIN_S)
+        now, at = self._clock.monotonic(), self._node.next_tick_at()
+        # A member that hears nobody can't stand for election: its deadline is past, and it looks again later.
+        self._arm((at if at > now else now + self._retry_s) + _MARGIN_S)
 
     def _arm(self, at: float) -> None:
         """A timer that fires too early is let run: it finds nothing to do and arms the next."""

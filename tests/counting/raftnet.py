@@ -67,6 +67,7 @@ class RaftNet:
         self.acknowledged: list[bytes] = []
         self.truth: dict[int, bytes] = {}  # index -> what was applied there, by whoever came first
         self.failure: str = ""
+        self.spikes = True
         self._free_at: dict[tuple[str, str], float] = {}
         self._life: dict[str, int] = dict.fromkeys(names, 0)
         for name in names:
@@ -195,6 +196,6 @@ class RaftNet:
         return True
 
     def _delay(self) -> float:
-        if self.random.random() < 0.02:
+        if self.spikes and self.random.random() < 0.02:
             return self.random.uniform(0.05, 0.6)
         return self.random.uniform(0.0002, 0.003)
