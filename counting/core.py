@@ -368,7 +368,6 @@ class CountingCore:
         waiting = desk.wishes()
         comes_back = any(isinstance(x, c.GiveBack) and x.pool.account == pool.account for x in self._gathering.commands)
         spare = self._top_ups(desk, free - len(desk.waiters))
-        desk.spare.clear()  # a top-up is wished once: who still wants it after this asks again
         if not (waiting and (free > 0 or comes_back)) and not spare:
             return
         wishes = [
@@ -451,6 +450,8 @@ class CountingCore:
             case m.Join():
                 if origin.link in self._joins:
                     self._joined(origin, now)
+            case m.GaveBack(pool=pool) if pool in self.desks:
+                self._busy[pool] = self.desks[pool]  # there may be room now for a top-up that was wished before
             case m.Ended(link=link, invocation=invocation):
                 self._do(m.SendEndApplied(link=link, invocation=invocation, cause=origin.cause))
             case m.Goodbye(link=link):
@@ -464,6 +465,8 @@ class CountingCore:
         for grant in result.grants:
             desk = self._desk(grant.pool)
             desk.serve(grant.session, grant.waiting, self.index, now)
+            if grant.spare:
+                desk.spare[grant.session] = 0  # one top-up per wish
             link = self._links.get(grant.session)
             if link is not None:
                 self._do(m.SendGrant(
@@ -603,7 +606,6 @@ class CountingCore:
             elif desk.spare and self._top_ups(desk, free - len(desk.waiters)):
                 work = True
             elif not desk.waiters and turn is None:
-                desk.spare.clear()
                 del self._busy[pool]
         return work
 
