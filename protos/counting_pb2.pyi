@@ -146,8 +146,11 @@ class FrontendMessage(_message.Message):
         GENERATION_FIELD_NUMBER: _builtins.int
         WAITING_FIELD_NUMBER: _builtins.int
         SPARE_FIELD_NUMBER: _builtins.int
+        SEEN_FIELD_NUMBER: _builtins.int
         generation: _builtins.int
         spare: _builtins.int
+        seen: _builtins.int
+        """index (Stamp) of the newest grant of this pool that came here: ids granted after it count once"""
         @_builtins.property
         def pool(self) -> _common_pb2.Pool: ...
         @_builtins.property
@@ -161,10 +164,11 @@ class FrontendMessage(_message.Message):
             generation: _builtins.int = ...,
             waiting: _abc.Iterable[_builtins.int] | None = ...,
             spare: _builtins.int = ...,
+            seen: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "pool", b"pool", "spare", b"spare", "waiting", b"waiting"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "pool", b"pool", "seen", b"seen", "spare", b"spare", "waiting", b"waiting"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,8 +179,11 @@ class FrontendMessage(_message.Message):
         POOL_FIELD_NUMBER: _builtins.int
         GENERATION_FIELD_NUMBER: _builtins.int
         COUNT_FIELD_NUMBER: _builtins.int
+        FUNCTION_FIELD_NUMBER: _builtins.int
         generation: _builtins.int
         count: _builtins.int
+        function: _builtins.str
+        """of permits of an older generation: whose runs ended, so that a moved function is charged less"""
         @_builtins.property
         def pool(self) -> _common_pb2.Pool: ...
         def __init__(
@@ -185,10 +192,11 @@ class FrontendMessage(_message.Message):
             pool: _common_pb2.Pool | None = ...,
             generation: _builtins.int = ...,
             count: _builtins.int = ...,
+            function: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "generation", b"generation", "pool", b"pool"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "function", b"function", "generation", b"generation", "pool", b"pool"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,24 +237,50 @@ class FrontendMessage(_message.Message):
     class GenerationAck(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
+        @_typing.final
+        class MovedEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.int
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.int = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
         POOL_FIELD_NUMBER: _builtins.int
         GENERATION_FIELD_NUMBER: _builtins.int
         IN_USE_OLDER_FIELD_NUMBER: _builtins.int
+        MOVED_FIELD_NUMBER: _builtins.int
         generation: _builtins.int
         in_use_older: _builtins.int
         """permits taken under an older generation that still run"""
         @_builtins.property
         def pool(self) -> _common_pb2.Pool: ...
+        @_builtins.property
+        def moved(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+            """of those, by function: what still runs of functions that have another pool now"""
+
         def __init__(
             self,
             *,
             pool: _common_pb2.Pool | None = ...,
             generation: _builtins.int = ...,
             in_use_older: _builtins.int = ...,
+            moved: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "in_use_older", b"in_use_older", "pool", b"pool"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "in_use_older", b"in_use_older", "moved", b"moved", "pool", b"pool"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -573,6 +607,9 @@ class Running(_message.Message):
 
     BLOCK_FIELD_NUMBER: _builtins.int
     INVOCATIONS_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """one entry per block and function"""
     @_builtins.property
     def block(self) -> _common_pb2.BlockId: ...
     @_builtins.property
@@ -584,10 +621,11 @@ class Running(_message.Message):
         *,
         block: _common_pb2.BlockId | None = ...,
         invocations: _abc.Iterable[_builtins.str] | None = ...,
+        function: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "invocations", b"invocations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "function", b"function", "invocations", b"invocations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -905,6 +943,28 @@ class SetReservedRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
 
 Global___SetReservedRequest: _TypeAlias = SetReservedRequest  # noqa: Y015
+
+@_typing.final
+class SetAccountLimitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    limit: _builtins.int
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAccountLimitRequest: _TypeAlias = SetAccountLimitRequest  # noqa: Y015
 
 @_typing.final
 class SetReservedAnswer(_message.Message):

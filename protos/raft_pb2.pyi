@@ -198,49 +198,49 @@ class RaftMessage(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
-    class ApplyCommand(_message.Message):
+    class PreVote(_message.Message):
+        """Before it raises its term, a member asks whether it could win: one that is deaf disturbs nobody (defect 7)."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
-        COMMAND_FIELD_NUMBER: _builtins.int
-        REQUEST_FIELD_NUMBER: _builtins.int
-        command: _builtins.bytes
-        request: _builtins.int
-        """0: no answer wanted"""
+        TERM_FIELD_NUMBER: _builtins.int
+        LAST_LOG_INDEX_FIELD_NUMBER: _builtins.int
+        LAST_LOG_TERM_FIELD_NUMBER: _builtins.int
+        term: _builtins.int
+        """the term that it would stand for"""
+        last_log_index: _builtins.int
+        last_log_term: _builtins.int
         def __init__(
             self,
             *,
-            command: _builtins.bytes = ...,
-            request: _builtins.int = ...,
+            term: _builtins.int = ...,
+            last_log_index: _builtins.int = ...,
+            last_log_term: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "request", b"request"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["last_log_index", b"last_log_index", "last_log_term", b"last_log_term", "term", b"term"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
-    class ApplyAnswer(_message.Message):
+    class PreVoteAnswer(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
-        REQUEST_FIELD_NUMBER: _builtins.int
-        ERROR_FIELD_NUMBER: _builtins.int
-        INDEX_FIELD_NUMBER: _builtins.int
         TERM_FIELD_NUMBER: _builtins.int
-        request: _builtins.int
-        error: _builtins.int
-        index: _builtins.int
+        GRANTED_FIELD_NUMBER: _builtins.int
         term: _builtins.int
+        """granted: the term asked for; refused: the answering member's own"""
+        granted: _builtins.bool
         def __init__(
             self,
             *,
-            request: _builtins.int = ...,
-            error: _builtins.int = ...,
-            index: _builtins.int = ...,
             term: _builtins.int = ...,
+            granted: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "request", b"request", "term", b"term"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "term", b"term"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,8 +248,8 @@ class RaftMessage(_message.Message):
     APPEND_ANSWER_FIELD_NUMBER: _builtins.int
     VOTE_FIELD_NUMBER: _builtins.int
     VOTE_ANSWER_FIELD_NUMBER: _builtins.int
-    APPLY_FIELD_NUMBER: _builtins.int
-    APPLY_ANSWER_FIELD_NUMBER: _builtins.int
+    PRE_VOTE_FIELD_NUMBER: _builtins.int
+    PRE_VOTE_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def append(self) -> Global___RaftMessage.AppendEntries: ...
     @_builtins.property
@@ -259,9 +259,9 @@ class RaftMessage(_message.Message):
     @_builtins.property
     def vote_answer(self) -> Global___RaftMessage.VoteAnswer: ...
     @_builtins.property
-    def apply(self) -> Global___RaftMessage.ApplyCommand: ...
+    def pre_vote(self) -> Global___RaftMessage.PreVote: ...
     @_builtins.property
-    def apply_answer(self) -> Global___RaftMessage.ApplyAnswer: ...
+    def pre_vote_answer(self) -> Global___RaftMessage.PreVoteAnswer: ...
     def __init__(
         self,
         *,
@@ -269,15 +269,148 @@ class RaftMessage(_message.Message):
         append_answer: Global___RaftMessage.AppendEntriesAnswer | None = ...,
         vote: Global___RaftMessage.VoteRequest | None = ...,
         vote_answer: Global___RaftMessage.VoteAnswer | None = ...,
-        apply: Global___RaftMessage.ApplyCommand | None = ...,
-        apply_answer: Global___RaftMessage.ApplyAnswer | None = ...,
+        pre_vote: Global___RaftMessage.PreVote | None = ...,
+        pre_vote_answer: Global___RaftMessage.PreVoteAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_answer", b"append_answer", "apply", b"apply", "apply_answer", b"apply_answer", "message", b"message", "vote", b"vote", "vote_answer", b"vote_answer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_answer", b"append_answer", "message", b"message", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "vote", b"vote", "vote_answer", b"vote_answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_answer", b"append_answer", "apply", b"apply", "apply_answer", b"apply_answer", "message", b"message", "vote", b"vote", "vote_answer", b"vote_answer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_answer", b"append_answer", "message", b"message", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "vote", b"vote", "vote_answer", b"vote_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["append", "append_answer", "vote", "vote_answer", "apply", "apply_answer"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["append", "append_answer", "vote", "vote_answer", "pre_vote", "pre_vote_answer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___RaftMessage: _TypeAlias = RaftMessage  # noqa: Y015
+
+@_typing.final
+class JournalWrite(_message.Message):
+    """What one sync of a member's journal wrote, behind its length and checksum: a crash tears the last of these, never an earlier one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___JournalRecord]: ...
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___JournalRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalWrite: _TypeAlias = JournalWrite  # noqa: Y015
+
+@_typing.final
+class JournalRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Header(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FORMAT_FIELD_NUMBER: _builtins.int
+        MEMBER_FIELD_NUMBER: _builtins.int
+        format: _builtins.int
+        member: _builtins.str
+        """whose vote and log this is: a file under another member's name is refused"""
+        def __init__(
+            self,
+            *,
+            format: _builtins.int = ...,
+            member: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "member", b"member"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Vote(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TERM_FIELD_NUMBER: _builtins.int
+        VOTED_FOR_FIELD_NUMBER: _builtins.int
+        term: _builtins.int
+        voted_for: _builtins.str
+        def __init__(
+            self,
+            *,
+            term: _builtins.int = ...,
+            voted_for: _builtins.str | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_voted_for", b"_voted_for", "voted_for", b"voted_for"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_voted_for", b"_voted_for", "term", b"term", "voted_for", b"voted_for"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__voted_for: _TypeAlias = _typing.Literal["voted_for"]  # noqa: Y015
+        _WhichOneofArgType__voted_for: _TypeAlias = _typing.Literal["_voted_for", b"_voted_for"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__voted_for) -> _WhichOneofReturnType__voted_for | None: ...
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FROM_FIELD_NUMBER: _builtins.int
+    VOTE_FIELD_NUMBER: _builtins.int
+    truncate_from: _builtins.int
+    """entries from this index on are gone"""
+    @_builtins.property
+    def header(self) -> Global___JournalRecord.Header: ...
+    @_builtins.property
+    def entry(self) -> Global___Entry: ...
+    @_builtins.property
+    def vote(self) -> Global___JournalRecord.Vote: ...
+    def __init__(
+        self,
+        *,
+        header: Global___JournalRecord.Header | None = ...,
+        entry: Global___Entry | None = ...,
+        truncate_from: _builtins.int = ...,
+        vote: Global___JournalRecord.Vote | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "header", b"header", "record", b"record", "truncate_from", b"truncate_from", "vote", b"vote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "header", b"header", "record", b"record", "truncate_from", b"truncate_from", "vote", b"vote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["header", "entry", "truncate_from", "vote"]  # noqa: Y015
+    _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
+
+Global___JournalRecord: _TypeAlias = JournalRecord  # noqa: Y015
+
+@_typing.final
+class Dump(_message.Message):
+    """A member's dump file and what a snapshot transfers, behind its length and checksum."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    state: _builtins.bytes
+    @_builtins.property
+    def before(self) -> Global___Entry:
+        """the last two entries that the state holds"""
+
+    @_builtins.property
+    def last(self) -> Global___Entry: ...
+    def __init__(
+        self,
+        *,
+        format: _builtins.int = ...,
+        before: Global___Entry | None = ...,
+        last: Global___Entry | None = ...,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "last", b"last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "format", b"format", "last", b"last", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Dump: _TypeAlias = Dump  # noqa: Y015

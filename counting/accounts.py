@@ -1,0 +1,54 @@
+"""An account's limits and what of them is granted: the part of the ledger's state that belongs to one account.
+
+Refuses to know sessions' states and commands; sums are kept beside the blocks so that a grant costs no walk.
+"""
+
+from dataclasses import dataclass, field
+
+from counting.words import Pool, Session
+
+ACCOUNT_LIMIT_DEFAULT = 1000
+"""Concurrent executions per account and region (Lambda quotas page)."""
+
+UNRESERVED_FLOOR = 100
+"""Reservations leave at least this much to functions without one (PutFunctionConcurrency)."""
+
+WHOLE = -1
+"""In `crossing`: the holder hasn't said yet, so its whole block is charged."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """`generation` grows with each change of limits; `generations` says at which one each pool last changed.
+
+    `crossing`: per function with a reservation, how many of its runs the sessions' blocks of the rest still carry.
+    """
+
+    limit: int
+    reserved: dict[str, int] = field(default_factory=dict)
+    generation: int = 0
+    generations: dict[Pool, int] = field(default_factory=dict)
+    granted: dict[Pool, int] = field(default_factory=dict)
+    crossing: dict[str, dict[Session, int]] = field(default_factory=dict)
+
+    def unreserved(self) -> int:
+        return self.limit - sum(self.reserved.values())
+
+    def total(self) -> int:
+        """Permits out in all of the account's pools."""
+        return sum(self.granted.values())
+
+    def add(self, pool: Pool, count: int) -> None:
+        total = self.granted.get(pool, 0) + count
+        if total:
+            self.granted[pool] = total
+        else:
+            self.granted.pop(pool, None)
+            # A pool that is gone and empty needs no generation: an account's generations never come twice.
+            if pool.function and pool.function not in self.reserved:
+                self.generations.pop(pool, None)
+
+    def uncross(self, session: Session) -> None:
+        """The session's block of the rest is empty: nothing of it runs for a moved function."""
+        for moved in self.crossing.values():
+            moved.pop(session, None)

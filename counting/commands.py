@@ -1,0 +1,306 @@
+"""Commands of the ledger, what they result in, and the bytes that they travel and rest in.
+
+A command is one thing that happens to the ledger; a `Batch` is what one Raft entry carries. The encoding is JSON with
+type names, because entries outlive processes and must be readable years later; a batch carries the version of the
+command language (rule 11), and a member that doesn't know it refuses to go on rather than to diverge.
+Refuses to know: what a command does (ledger.py), when it is proposed (core.py).
+"""
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+from counting.words import Incarnation, Pool, PoolKind, Session
+
+VERSION = 1
+"""The command language that this build speaks. Proposed only when every member knows it."""
+
+
+class UnknownVersionError(Exception):
+    """A batch is written in a command language that this build doesn't know: upgrade this member."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSession:
+    """A frontend process wants a session. The same nonce gets the same live session; another nonce fences the old one."""
+
+    frontend: str
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseSession:
+    """A drained frontend: nothing held, nothing runs."""
+
+    session: Session
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """`waiting` requests that wait now and `spare` permits for the next ones."""
+
+    session: Session
+    pool: Pool
+    generation: int
+    waiting: int
+    spare: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquire:
+    """Grants, oldest wish first; top-ups come after every request that waits (rule 1)."""
+
+    wishes: tuple[Wish, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveBack:
+    """Permits that come back from a live session. `function` names the runs whose function has moved to another pool."""
+
+    session: Session
+    sequence: int
+    pool: Pool
+    count: int
+    function: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AckGeneration:
+    """A holder has seen the pool's generation; `moved` says how many runs of moved functions its block still has."""
+
+    session: Session
+    sequence: int
+    pool: Pool
+    generation: int
+    moved: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetReserved:
+    """Sets a function's reservation, or gives it up (`value` None). Equal to what is: nothing changes."""
+
+    account: str
+    function: str
+    value: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAccountLimit:
+    account: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinWorker:
+    """An incarnation becomes a member. An older one of its host is evicted: it is gone by the new one's word (rule 7)."""
+
+    incarnation: Incarnation
+    timeout_cap_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveWorker:
+    """It refuses starts and runs nothing."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvictWorker:
+    """Proof of death, or its authority and every timeout are over."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkDraining:
+    """A silent or replaced frontend: its blocks are fenced from here on and charged whole until they are counted."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One invocation that a worker reported: running, or accepted and not yet begun."""
+
+    pool: Pool
+    function: str
+    invocation: str
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountBlocks:
+    """Every member reported (or is gone): the session's blocks shrink to what runs of them."""
+
+    session: Session
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndOfInvocation:
+    """An END of a counted block. It names its invocation, so that one too many does nothing."""
+
+    session: Session
+    pool: Pool
+    invocation: str
+    incarnation: Incarnation
+
+
+Command = (
+    OpenSession | CloseSession | Acquire | GiveBack | AckGeneration | SetReserved | SetAccountLimit
+    | JoinWorker | LeaveWorker | EvictWorker | MarkDraining | CountBlocks | EndOfInvocation
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one Raft entry carries. `stamp`: the leader's wall clock in Unix seconds; `number`: the proposer's own count."""
+
+    stamp: float
+    number: int
+    commands: tuple[Command, ...]
+    version: int = VERSION
+
+
+# ---------------------------------------------------------------- results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    session: Session
+    replaced: Session | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """`waiting` + `spare` permits were added; `size` is the block's, with give-backs up to `applied` taken off."""
+
+    session: Session
+    pool: Pool
+    generation: int
+    waiting: int
+    spare: int
+    size: int
+    applied: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcquireDone:
+    grants: tuple[Granted, ...]
+    stale: tuple[Wish, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """Applied, or applied before (then it changed nothing)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fenced:
+    """The session is draining, counted or gone: its commands are refused (rule 6)."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceGap:
+    """A command before this one is missing: the frontend sends again from `applied` + 1."""
+
+    session: Session
+    applied: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReservedSet:
+    account: str
+    function: str
+    generation: int
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BelowFloor:
+    """Refused: the account's unreserved rest would fall below its floor."""
+
+    account_limit: int
+    reserved_elsewhere: int
+    floor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberGone:
+    """Refused: this incarnation was evicted or has left; only a new one may join."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """The session is draining now (or was already: `changed` False)."""
+
+    session: Session
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    session: Session
+    sizes: tuple[tuple[Pool, int], ...]
+
+
+Result = (
+    Opened | AcquireDone | Done | Fenced | SequenceGap | ReservedSet | BelowFloor | MemberGone | Drained | Counted
+)
+
+# ---------------------------------------------------------------- bytes
+
+_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        OpenSession, CloseSession, Wish, Acquire, GiveBack, AckGeneration, SetReserved, SetAccountLimit, JoinWorker,
+        LeaveWorker, EvictWorker, MarkDraining, Run, CountBlocks, EndOfInvocation, Pool, Session, Incarnation,
+    )
+}
+_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS.values()}
+
+
+def _plain(value: Any) -> Any:
+    names = _FIELDS.get(type(value))
+    if names is not None:
+        return {"": type(value).__name__, **{name: _plain(getattr(value, name)) for name in names}}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, PoolKind) else value
+
+
+def _rich(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_rich(item) for item in value)
+    if isinstance(value, dict):
+        kind = _KINDS[value.pop("")]
+        members = {name: _rich(item) for name, item in value.items()}
+        if kind is Pool:
+            members["kind"] = PoolKind(members["kind"])
+        return kind(**members)
+    return value
+
+
+def encode(batch: Batch) -> bytes:
+    """One batch as bytes; the same batch gives the same bytes."""
+    plain = [batch.version, batch.stamp, batch.number, [_plain(command) for command in batch.commands]]
+    return json.dumps(plain, separators=(",", ":")).encode()
+
+
+def decode(data: bytes) -> Batch:
+    """The batch that `encode` wrote.
+
+    Raises UnknownVersionError for a version above ours, ValueError/KeyError/TypeError for bytes that `encode` never wrote.
+    """
+    version, stamp, number, commands = json.loads(data)
+    if version > VERSION:
+        raise UnknownVersionError(
+            f"a ledger entry is written in command version {version}, this member knows up to {VERSION}: upgrade it"
+        )
+    return Batch(version=version, stamp=stamp, number=number, commands=tuple(_rich(item) for item in commands))

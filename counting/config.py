@@ -1,0 +1,38 @@
+"""What one member of counting is told at its start: the file of ``--config``, read once."""
+
+from dataclasses import dataclass, field
+
+from chassis.config import NodeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountingConfig:
+    """Sections [node], [members] (node id = "host:port" of every member, this one included) and the plain settings."""
+
+    node: NodeConfig
+    directory: str                      # journal and dump of this member; made once by --init
+    members: dict[str, str] = field(default_factory=dict)
+    heartbeat_s: float = 0.1            # of the Raft leader
+    election_min_s: float = 0.35        # a follower stands for election after this much silence at least,
+    election_max_s: float = 0.7         # and after this much at most
+    suspect_s: float = 3.0              # a silent frontend's permits are fenced and counted
+    recall_s: float = 0.5               # a holder that doesn't answer a recall by then is silent: 503, not 429
+    put_s: float = 10.0                 # a change of limits answers by then, whoever is outstanding
+    authority_s: float = 120.0          # a worker may start functions for this long after its last renewal
+    grace_s: float = 30.0               # a worker's shutdown grace
+    drift: float = 0.01                 # bound of clock drift, as a share
+
+    def __post_init__(self) -> None:
+        if self.node.node not in self.members:
+            raise ValueError(f"members has no entry for this node, {self.node.node}: it lists every member of the group")
+        if len(self.members) % 2 == 0:
+            raise ValueError(f"members lists {len(self.members)} members; an even number survives no more than one less")
+        if not self.heartbeat_s * 3 < self.election_min_s < self.election_max_s:
+            raise ValueError(
+                f"heartbeat_s {self.heartbeat_s} * 3 < election_min_s {self.election_min_s} < election_max_s "
+                f"{self.election_max_s} must hold, or members depose leaders that are alive"
+            )
+        if not self.recall_s < self.suspect_s < self.authority_s:
+            raise ValueError(
+                f"recall_s {self.recall_s} < suspect_s {self.suspect_s} < authority_s {self.authority_s} must hold"
+            )

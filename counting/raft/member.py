@@ -1,0 +1,241 @@
+"""One Raft member on an asyncio loop: drives the guarded node without a thread, and hides pysyncobj from everybody else.
+
+The interface that counting's service sees: ``propose`` (a command, committed or not is said by ``on_committed``; an empty
+command is a read barrier, since its commit proves that a quorum followed this leader after it was proposed),
+``on_role`` (leadership changed), ``term`` and ``index``. A tick runs when time asks for it and once per turn of the loop in
+which messages came, so that a member at rest does next to nothing.
+Refuses to know the commands and how messages travel (links.py).
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from pysyncobj.node import Node
+
+from chassis.clock import Clock
+from counting.raft import ambient
+from counting.raft.codec import Message, from_wire, to_wire
+from counting.raft.dump import Dumps
+from counting.raft.framing import DamagedFileError
+from counting.raft.guards import COMMAND_BYTES_MAX, GuardedNode, RaftTiming, Transport
+from counting.raft.journal import Journal
+from protos import raft_pb2
+
+__all__ = ["COMMAND_BYTES_MAX", "Member", "RaftTiming", "Role", "StateMachine", "create"]
+
+_MARGIN_S = 0.001
+"""pysyncobj acts when a deadline is past, not when it is reached."""
+
+
+class StateMachine(Protocol):
+    """What is replicated. ``apply`` is total and knows no clock and no randomness; an exception in it ends the process."""
+
+    def apply(self, index: int, command: bytes) -> Any: ...
+
+    def save(self) -> bytes: ...
+
+    def restore(self, state: bytes) -> None: ...
+
+
+class Role(Protocol):
+    """``leads`` only once everything acknowledged before is applied here. ``hint``: the leader's id, "" if unknown."""
+
+    def __call__(self, *, leads: bool, term: int, hint: str) -> None: ...
+
+
+def create(directory: Path, member: str) -> None:
+    """The files of a member that never was. Raises FileExistsError for one whose files are there.
+
+    Done once, on purpose: a member that starts without its files would vote with amnesia (defect 5), so it doesn't start.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if _dump_path(directory).exists():
+        raise FileExistsError(f"{_dump_path(directory)} is there already: a member's files are created once")
+    Journal.create(_journal_path(directory), member)
+
+
+def _journal_path(directory: Path) -> Path:
+    return directory / "journal"
+
+
+def _dump_path(directory: Path) -> Path:
+    return directory / "dump"
+
+
+class Member:
+    """A member of the group `peers` + itself. Raises DamagedFileError when its files are lost or damaged."""
+
+    def __init__(
+        self,
+        *,
+        member: str,
+        peers: tuple[str, ...],
+        directory: Path,
+        machine: StateMachine,
+        clock: Clock,
+        generator: random.Random,
+        timing: RaftTiming,
+        send: Callable[[str, raft_pb2.RaftMessage], bool],
+        on_committed: Callable[[int, bytes, Any], None],
+        on_role: Role,
+        durable: bool = True,
+        without: frozenset[int] = frozenset(),
+        make_dumps: Callable[..., Dumps] = Dumps,
+    ) -> None:
+        ambient.install()
+        if not _journal_path(directory).exists():
+            raise DamagedFileError(
+                f"{_journal_path(directory)} is missing. A new member is made with --init; one that lost its files "
+                f"must come back under a new id, or it would vote twice in one term"
+            )
+        self._clock = clock
+        self._generator = generator
+        self._machine = machine
+        self._send = send
+        self._on_committed = on_committed
+        self._on_role = on_role
+        self._peers = {peer: Node(peer) for peer in peers}
+        self._committed: list[tuple[int, bytes, Any]] = []
+        self._retry_s = timing.heartbeat_s
+        self._role = (False, 0, "")
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._tick_soon: asyncio.Handle | None = None
+        self._driving = False
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._journal = Journal(_journal_path(directory), member, durable=durable)
+        self._transport = Transport(self._send_message, self._journal, without)
+        dump_path = _dump_path(directory)
+        with ambient.driven(clock, generator):
+            self._node = GuardedNode(
+                member, peers, timing, transport=self._transport, journal=self._journal,
+                dumps=make_dumps(dump_path, machine.save, durable=durable), dump_path=str(dump_path),
+                apply=self._apply, restore=machine.restore, now=clock.monotonic, without=without,
+            )
+        if not peers:
+            self._tick_in_this_turn()
+        self._after()
+
+    # ------------------------------------------------------------ for the service
+
+    @property
+    def leads(self) -> bool:
+        return self._role[0]
+
+    @property
+    def term(self) -> int:
+        return self._node.term()
+
+    @property
+    def index(self) -> int:
+        """The last entry that is applied here."""
+        return self._node.applied()
+
+    def propose(self, command: bytes) -> bool:
+        """Puts a command into the log. False, for certain, when this member isn't leader; True promises nothing yet."""
+        if self._closed or not self._node.is_leader():
+            return False
+        self._drive(lambda: self._node.propose(command))
+        return True
+
+    def close(self) -> None:
+        """Stops; what was added and not yet synced is synced."""
+        self._stop()
+        self._journal._destroy()  # noqa: SLF001 - pysyncobj's name for closing
+
+    def crash(self) -> None:
+        """Stops as a killed process would: what isn't synced is gone (simulations)."""
+        self._stop()
+        self._journal.abandon()
+
+    # ------------------------------------------------------------ for the links
+
+    def connected(self, peer: str) -> None:
+        callback, node = self._transport.on_connected, self._peers.get(peer)
+        if callback is not None and node is not None:
+            self._drive(lambda: callback(node))
+
+    def disconnected(self, peer: str) -> None:
+        callback, node = self._transport.on_disconnected, self._peers.get(peer)
+        if callback is not None and node is not None:
+            self._drive(lambda: callback(node))
+
+    def receive(self, peer: str, wire: raft_pb2.RaftMessage) -> None:
+        message, callback, node = from_wire(wire), self._transport.on_message, self._peers.get(peer)
+        if message is not None and callback is not None and node is not None:
+            self._drive(lambda: callback(node, message))
+
+    # ------------------------------------------------------------ driving
+
+    def _send_message(self, peer: str, message: Message) -> bool:
+        return self._send(peer, to_wire(message))
+
+    def _apply(self, index: int, command: bytes) -> None:
+        try:
+            result = self._machine.apply(index, command)
+        except Exception as error:
+            raise AssertionError(f"entry {index} can't be applied ({error}): this member must not go on") from error
+        self._committed.append((index, command, result))
+
+    def _drive(self, action: Callable[[], None]) -> None:
+        """Every entry into pysyncobj goes through here. One within another (a send that delivers at once) just runs."""
+        if self._closed:
+            return
+        if self._driving:
+            action()
+            return
+        self._driving = True
+        try:
+            with ambient.driven(self._clock, self._generator):
+                action()
+        finally:
+            self._driving = False
+        self._after()
+
+    def _tick(self) -> None:
+        self._tick_soon = None
+        self._drive(lambda: self._node.doTick(0))
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = float("inf")
+        self._tick()
+
+    def _tick_in_this_turn(self) -> None:
+        if self._tick_soon is None:
+            self._tick_soon = self._loop.call_soon(self._tick)
+
+    def _after(self) -> None:
+        if self._closed:
+            return
+        committed, self._committed = self._committed, []
+        for index, command, result in committed:
+            self._on_committed(index, command, result)
+        role = (self._node.leads(), self._node.term(), self._node.leader())
+        if role != self._role:
+            self._role = role
+            self._on_role(leads=role[0], term=role[1], hint=role[2])
+        if self._node.wants_tick():
+            self._tick_in_this_turn()
+        now, at = self._clock.monotonic(), self._node.next_tick_at()
+        # A member that hears nobody can't stand for election: its deadline is past, and it looks again later.
+        self._arm((at if at > now else now + self._retry_s) + _MARGIN_S)
+
+    def _arm(self, at: float) -> None:
+        """A timer that fires too early is let run: it finds nothing to do and arms the next."""
+        if at >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_later(max(0.0, at - self._clock.monotonic()), self._on_timer)
+
+    def _stop(self) -> None:
+        self._closed = True
+        for handle in (self._timer, self._tick_soon):
+            if handle is not None:
+                handle.cancel()

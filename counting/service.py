@@ -1,0 +1,350 @@
+"""Inbound edge of a counting member: streams and calls in, effects out; joins core, ledger and Raft.
+
+Data flow: stream -> event -> core -> effects -> stream or Raft; Raft -> ledger -> event -> core. Owns links, calls and
+timers. Refuses to decide anything.
+"""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any, TextIO, assert_never
+
+import structlog
+
+from chassis.clock import Clock
+from chassis.directory import Directory
+from chassis.faults import Fault
+from chassis.machine import Driver, Trace
+from chassis.rpc import Caller, Handlers, Network, Outbox, Server, Stream, converse
+from counting import messages as m
+from counting import wire
+from counting.commands import VERSION, Batch, Result, decode, encode
+from counting.config import CountingConfig
+from counting.core import CountingCore, Timing
+from counting.ledger import Ledger
+from counting.peers import RaftLinks
+from counting.raft.framing import DamagedFileError
+from counting.raft.member import Member, RaftTiming
+from counting.snapshot import dump, load
+from counting.words import Incarnation
+from protos import counting_pb2, counting_rpc, placement_pb2, raft_pb2, raft_rpc
+
+_log = structlog.get_logger(__name__)
+
+FrontendStream = Stream[counting_pb2.FrontendAnswer, counting_pb2.FrontendMessage]
+WorkerStream = Stream[counting_pb2.WorkerAnswer, counting_pb2.WorkerMessage]
+NOBODY = Incarnation(host="", nonce=0)
+
+
+class LedgerMachine:
+    """The ledger as Raft replicates it: bytes in, results out."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def apply(self, index: int, command: bytes) -> tuple[Batch, list[Result]]:
+        batch = decode(command)
+        return batch, self._ledger.apply(batch)
+
+    def save(self) -> bytes:
+        return dump(self._ledger)
+
+    def restore(self, state: bytes) -> None:
+        self._ledger.become(load(state))
+
+
+class CountingService:
+    """One member. ``start`` raises Fault when it can't be (files lost, address taken)."""
+
+    def __init__(
+        self, config: CountingConfig, *, network: Network, clock: Clock, generator: random.Random, durable: bool = True
+    ) -> None:
+        self._config = config
+        self._network = network
+        self._clock = clock
+        self._generator = generator
+        self._durable = durable
+        self._loop = asyncio.get_running_loop()
+        self._trace_file: TextIO | None = None
+        self._ledger = Ledger()
+        self._driver: Driver[m.Event, m.Effect] = Driver(
+            CountingCore(self._ledger, Timing(
+                suspect_s=config.suspect_s, recall_s=config.recall_s, put_s=config.put_s,
+                authority_s=config.authority_s, grace_s=config.grace_s, drift=config.drift,
+            )),
+            clock=clock, perform=self._perform, trace=self._make_trace(), check=config.node.check,
+        )
+        self._outboxes: dict[int, Outbox[Any]] = {}
+        self._workers: set[int] = set()
+        self._calls: dict[int, asyncio.Future[m.Effect]] = {}
+        self._next = 0
+        self._wake: asyncio.TimerHandle | None = None
+        self._member: Member | None = None
+        self._links: RaftLinks | None = None
+        self._server: Server | None = None
+        self._directory: Directory | None = None
+        self._role = "follower"
+
+    @property
+    def core(self) -> CountingCore:
+        core = self._driver.core
+        assert isinstance(core, CountingCore)
+        return core
+
+    @property
+    def address(self) -> str:
+        return self._server.address if self._server is not None else ""
+
+    async def start(self) -> "CountingService":
+        config, node = self._config, self._config.node
+        peers = {name: address for name, address in config.members.items() if name != node.node}
+        self._links = RaftLinks(
+            network=self._network, peers=peers,
+            connected=lambda peer: self._raft().connected(peer),
+            disconnected=lambda peer: self._raft().disconnected(peer),
+        )
+        try:
+            self._member = Member(
+                member=node.node, peers=tuple(peers), directory=Path(config.directory),
+                machine=LedgerMachine(self._ledger), clock=self._clock, generator=self._generator,
+                timing=RaftTiming(
+                    heartbeat_s=config.heartbeat_s, election_min_s=config.election_min_s,
+                    election_max_s=config.election_max_s,
+                ),
+                send=self._links.send, on_committed=self._on_committed, on_role=self._on_role, durable=self._durable,
+            )
+        except DamagedFileError as error:
+            raise Fault(str(error), definite=True) from error
+        self._server = await self._network.serve(node.listen, self._handlers())
+        self._links.start()
+        if node.placement:
+            self._directory = Directory(
+                network=self._network, clock=self._clock, seeds=node.placement, node=placement_pb2.Node(
+                    node=node.node, service=node.service, az=node.az, host=node.host, address=self._server.address,
+                    role=self._role,
+                ),
+            )
+            self._directory.start()
+        return self
+
+    async def drain(self) -> None:
+        """Leaves the region's view, stops serving and closes the files."""
+        if self._directory is not None:
+            self._directory.leave()
+        assert self._server is not None
+        assert self._links is not None
+        for outbox in list(self._outboxes.values()):
+            outbox.close()
+        await self._server.close(0.0)  # streams are for life: nothing of them finishes by waiting
+        await self._links.close()
+        if self._directory is not None:
+            await self._directory.close()
+        if self._wake is not None:
+            self._wake.cancel()
+        self._raft().close()
+        if self._trace_file is not None:
+            self._trace_file.close()
+
+    # ------------------------------------------------------------ Raft
+
+    def _raft(self) -> Member:
+        assert self._member is not None
+        return self._member
+
+    def _on_committed(self, index: int, command: bytes, outcome: tuple[Batch, list[Result]]) -> None:
+        batch, results = outcome
+        self._feed(m.Committed(index=index, batch=batch, results=tuple(results), cause=f"batch {batch.number}"))
+
+    def _on_role(self, *, leads: bool, term: int, hint: str) -> None:
+        if leads:
+            self._feed(m.Led(term=term, cause=f"term {term}"))
+        else:
+            self._feed(m.Deposed(term=term, hint=hint, cause=f"term {term}"))
+        role = "leader" if leads else "follower"
+        if role != self._role:
+            self._role = role
+            _log.info("role", role=role, term=term)
+            if self._directory is not None:
+                self._directory.update(role=role)
+
+    async def _exchange(self, stream: Stream[raft_pb2.RaftReceipt, raft_pb2.RaftMessage], caller: Caller) -> None:
+        if caller.node not in self._config.members:
+            raise wire.bad(f"{caller.node} is not a member of this group: {', '.join(sorted(self._config.members))} are")
+        await stream.send(raft_pb2.RaftReceipt())
+        while (message := await stream.receive()) is not None:
+            self._guarded(lambda message=message: self._raft().receive(caller.node, message))  # type: ignore[misc]
+
+    # ------------------------------------------------------------ streams
+
+    def _handlers(self) -> Handlers:
+        handlers = Handlers()
+        handlers.bidi(counting_rpc.FRONTEND, self._frontend)
+        handlers.bidi(counting_rpc.WORKER, self._worker)
+        handlers.unary(counting_rpc.SET_RESERVED, self._set_reserved)
+        handlers.unary(counting_rpc.SET_ACCOUNT_LIMIT, self._set_account_limit)
+        handlers.unary(counting_rpc.GET_LIMITS, self._get_limits)
+        handlers.unary(counting_rpc.LIST_POOLS, self._list_pools)
+        handlers.bidi(raft_rpc.EXCHANGE, self._exchange)
+        return handlers
+
+    async def _frontend(self, stream: FrontendStream, caller: Caller) -> None:
+        link, outbox = self._open(stream)
+        try:
+            await converse(stream, outbox, lambda message: self._feed(wire.frontend_event(link, message, caller)))
+        finally:
+            self._lose(link)
+
+    async def _worker(self, stream: WorkerStream, caller: Caller) -> None:
+        link, outbox = self._open(stream)
+        self._workers.add(link)
+        who = NOBODY
+
+        def on_message(message: counting_pb2.WorkerMessage) -> None:
+            nonlocal who
+            if message.HasField("join"):
+                who = wire.incarnation_of(message)
+            for event in wire.worker_events(link, message, caller, who):
+                self._feed(event)
+
+        try:
+            await converse(stream, outbox, on_message)
+        finally:
+            self._lose(link)
+
+    def _open(self, stream: Stream[Any, Any]) -> tuple[int, Outbox[Any]]:
+        self._next += 1
+        outbox = self._outboxes[self._next] = Outbox(stream)
+        return self._next, outbox
+
+    def _lose(self, link: int) -> None:
+        self._outboxes.pop(link, None)
+        self._workers.discard(link)
+        self._feed(m.LinkLost(link=link))
+
+    # ------------------------------------------------------------ calls
+
+    async def _ask(self, make: Any) -> m.Effect:
+        """Feeds a call's event and waits for its answer; the caller's own deadline ends it."""
+        self._next += 1
+        call = self._next
+        future: asyncio.Future[m.Effect] = self._loop.create_future()
+        self._calls[call] = future
+        try:
+            self._feed(make(call))
+            return await future
+        finally:
+            self._calls.pop(call, None)
+
+    async def _set_reserved(
+        self, request: counting_pb2.SetReservedRequest, _caller: Caller
+    ) -> counting_pb2.SetReservedAnswer:
+        if not request.account or not request.function:
+            raise wire.bad("a reservation names its account and its function")
+        value = request.value if request.HasField("value") else None
+        return self._limit_answer(await self._ask(lambda call: m.SetReservedCall(
+            call=call, account=request.account, function=request.function, value=value, cause=request.request
+        )))
+
+    async def _set_account_limit(
+        self, request: counting_pb2.SetAccountLimitRequest, _caller: Caller
+    ) -> counting_pb2.SetReservedAnswer:
+        if not request.account:
+            raise wire.bad("an account's limit names its account")
+        return self._limit_answer(await self._ask(
+            lambda call: m.SetAccountLimitCall(call=call, account=request.account, limit=request.limit)
+        ))
+
+    def _limit_answer(self, effect: m.Effect) -> counting_pb2.SetReservedAnswer:
+        answer = counting_pb2.SetReservedAnswer
+        match effect:
+            case m.AnswerNotLeader():
+                return answer(not_leader=counting_pb2.NotLeader(term=effect.term, hint=effect.hint))
+            case m.AnswerBelowFloor():
+                return answer(below_floor=answer.BelowFloor(
+                    account_limit=effect.account_limit, reserved_elsewhere=effect.reserved_elsewhere, floor=effect.floor
+                ))
+            case m.AnswerLimit():
+                wall = self._clock.wall()
+                outstanding = [answer.Outstanding(node=o.node, until=wall + o.wait_s) for o in effect.outstanding]
+                return answer(generation=effect.generation, changed=effect.changed, outstanding=outstanding)
+            case _:
+                raise AssertionError(f"a change of limits was answered by {effect}")
+
+    async def _get_limits(
+        self, request: counting_pb2.GetLimitsRequest, _caller: Caller
+    ) -> counting_pb2.GetLimitsAnswer:
+        effect = await self._ask(lambda call: m.ReadCall(call=call))
+        if isinstance(effect, m.AnswerNotLeader):
+            refusal = counting_pb2.NotLeader(term=effect.term, hint=effect.hint)
+            return counting_pb2.GetLimitsAnswer(not_leader=refusal)
+        account = self._ledger.account(request.account)
+        return counting_pb2.GetLimitsAnswer(
+            account_limit=account.limit, unreserved=account.unreserved(), reserved=account.reserved
+        )
+
+    async def _list_pools(
+        self, request: counting_pb2.ListPoolsRequest, _caller: Caller
+    ) -> counting_pb2.ListPoolsAnswer:
+        effect = await self._ask(lambda call: m.ReadCall(call=call))
+        if isinstance(effect, m.AnswerNotLeader):
+            refusal = counting_pb2.NotLeader(term=effect.term, hint=effect.hint)
+            return counting_pb2.ListPoolsAnswer(not_leader=refusal)
+        return wire.pools_out(self.core, request.account)
+
+    # ------------------------------------------------------------ the core's driver
+
+    def _feed(self, event: m.Event) -> None:
+        self._guarded(lambda: self._driver.feed(event))
+
+    def _guarded(self, action: Any) -> None:
+        """A bug ends the process, wherever it shows: a handler's exception would only end its stream."""
+        try:
+            action()
+        except AssertionError as error:
+            self._loop.call_exception_handler({"message": "a bug in counting", "exception": error})
+
+    def _flush(self) -> None:
+        self._feed(m.Flush(wall=self._clock.wall()))
+
+    def _perform(self, effect: m.Effect) -> None:
+        match effect:
+            case m.FlushSoon():
+                self._loop.call_soon(self._flush)
+            case m.WakeAt(at=at):
+                if self._wake is not None:
+                    self._wake.cancel()
+                delay = max(0.0, at - self._clock.monotonic())
+                self._wake = self._loop.call_later(delay, self._feed, m.Tick(cause="timer"))
+            case m.Propose(batch=batch):
+                self._raft().propose(encode(batch))
+            case m.SendNotLeader(link=link):
+                refusal = counting_pb2.NotLeader(term=effect.term, hint=effect.hint)
+                kind = counting_pb2.WorkerAnswer if link in self._workers else counting_pb2.FrontendAnswer
+                self._put(link, kind(not_leader=refusal))
+            case m.AnswerLimit() | m.AnswerBelowFloor() | m.AnswerRead() | m.AnswerNotLeader():
+                future = self._calls.get(effect.call)
+                if future is not None and not future.done():
+                    future.set_result(effect)
+            case (
+                m.SendJoined() | m.SendFence() | m.SendRenewed() | m.SendEvicted() | m.SendEndApplied()
+            ):
+                self._put(effect.link, wire.to_worker(effect))
+            case (
+                m.SendWelcome() | m.SendGrant() | m.SendRecall() | m.SendThrottled() | m.SendUnavailable()
+                | m.SendGeneration() | m.SendFenced()
+            ):
+                self._put(effect.link, wire.to_frontend(effect, VERSION))
+            case _:
+                assert_never(effect)
+
+    def _put(self, link: int, answer: counting_pb2.FrontendAnswer | counting_pb2.WorkerAnswer) -> None:
+        outbox = self._outboxes.get(link)
+        if outbox is not None:
+            answer.stamp.term, answer.stamp.index = self.core.term, self.core.index
+            outbox.put(answer)
+
+    def _make_trace(self) -> Trace | None:
+        if not self._config.node.trace:
+            return None
+        self._trace_file = Path(self._config.node.trace).open("w")  # noqa: SIM115 - closed by drain
+        return Trace(self._trace_file, self._config.node.node)

@@ -1,0 +1,242 @@
+"""A small frontend that speaks counting's protocol: what end-to-end tests and the benchmark hold permits with.
+
+Honest and plain: one waiting list and one block per pool, streams to all members, answers recalls and generations.
+"""
+
+import asyncio
+import itertools
+from dataclasses import dataclass, field
+
+from chassis.faults import Fault
+from chassis.process import Tasks
+from chassis.rpc import Network, Outbox, converse
+from protos import common_pb2, counting_pb2, counting_rpc
+
+Up = counting_pb2.FrontendMessage
+HEARTBEAT_S = 0.5
+
+
+@dataclass
+class Held:
+    size: int = 0
+    in_use: int = 0
+    old: int = 0            # of in_use, taken under an older generation: given back when they end
+    seen: int = 0
+    waiting: dict[int, asyncio.Future] = field(default_factory=dict)
+
+
+class Refused(Exception):
+    def __init__(self, answer):
+        super().__init__(str(answer).replace("\n", " "))
+        self.answer = answer
+
+
+class Client:
+    """``take`` waits for a permit or raises Refused; ``give`` says that the run has ended."""
+
+    def __init__(self, network: Network, name: str, addresses: dict[str, str], nonce: int = 1):
+        self.name = name
+        self.nonce = nonce
+        self.session = None
+        self.leader = ""
+        self.stamp = (0, 0)
+        self.held: dict[bytes, Held] = {}
+        self.generations: dict[bytes, int] = {}
+        self.mute = False           # a hung process: hears nothing and says nothing
+        self._network = network
+        self._addresses = addresses
+        self._outboxes: dict[str, Outbox] = {}
+        self._ids = itertools.count(1)
+        self._sequence = 0
+        self._unapplied: list[Up] = []
+        self._tasks = Tasks()
+        self._welcomed = asyncio.Event()
+
+    async def start(self):
+        for node, address in self._addresses.items():
+            self._tasks.start(self._follow(node, address), name=f"{self.name} to {node}")
+        self._tasks.start(self._beat(), name=f"{self.name} beats")
+        return self
+
+    async def welcomed(self, within_s=5.0):
+        async with asyncio.timeout(within_s):
+            await self._welcomed.wait()
+
+    async def stop(self):
+        await self._tasks.cancel()
+
+    # ---------------------------------------------------------------- permits
+
+    def block(self, pool) -> Held:
+        return self.held.setdefault(pool.SerializeToString(deterministic=True), Held())
+
+    async def take(self, pool, within_s=5.0):
+        block = self.block(pool)
+        if block.in_use < block.size:
+            block.in_use += 1
+            return
+        number = next(self._ids)
+        future = asyncio.get_running_loop().create_future()
+        block.waiting[number] = future
+        self._ask(pool)
+        try:
+            async with asyncio.timeout(within_s):
+                await future
+        finally:
+            block.waiting.pop(number, None)
+
+    def give(self, pool):
+        block = self.block(pool)
+        block.in_use -= 1
+        if block.old:
+            block.old -= 1
+            self._give_back(pool, 1)
+        else:
+            self._serve(pool)
+
+    def give_back_idle(self, pool) -> int:
+        block = self.block(pool)
+        idle = block.size - block.in_use
+        if idle > 0:
+            self._give_back(pool, idle)
+        return max(idle, 0)
+
+    def _give_back(self, pool, count):
+        self.block(pool).size -= count
+        self._numbered(Up(give_back=Up.GiveBack(pool=pool, generation=self._generation(pool), count=count)))
+
+    def _numbered(self, message):
+        self._sequence += 1
+        message.sequence = self._sequence
+        self._unapplied.append(message)
+        self._put(message)
+
+    def _ask(self, pool):
+        block = self.block(pool)
+        if block.waiting:
+            self._put(Up(ask=Up.Ask(
+                pool=pool, generation=self._generation(pool), waiting=list(block.waiting), seen=block.seen
+            )))
+
+    def _serve(self, pool):
+        block = self.block(pool)
+        for number, future in list(block.waiting.items()):
+            if block.in_use >= block.size:
+                return
+            del block.waiting[number]
+            if not future.done():
+                block.in_use += 1
+                future.set_result(None)
+
+    def _generation(self, pool):
+        return self.generations.get(pool.SerializeToString(deterministic=True), 0)
+
+    # ---------------------------------------------------------------- streams
+
+    def _put(self, message):
+        outbox = self._outboxes.get(self.leader)
+        if outbox is not None and not self.mute:
+            outbox.put(message)
+
+    async def _beat(self):
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._put(Up(heartbeat=Up.Heartbeat()))
+
+    async def _follow(self, node, address):
+        channel = self._network.connect(address, service="counting", node=node)
+        try:
+            while True:
+                stream = channel.stream(counting_rpc.FRONTEND)
+                outbox = self._outboxes[node] = Outbox(stream)
+                outbox.put(self._hello())
+                try:
+                    await converse(stream, outbox, lambda answer: self._hear(node, answer))
+                except Fault:
+                    pass
+                finally:
+                    stream.cancel()
+                    del self._outboxes[node]
+                await asyncio.sleep(0.1)
+        finally:
+            await channel.close()
+
+    def _hello(self):
+        epoch = self.session.epoch if self.session else 0
+        return Up(hello=Up.Hello(frontend=self.name, nonce=self.nonce, epoch=epoch, version=1))
+
+    def _hear(self, node, answer):
+        if self.mute:
+            return
+        kind = answer.WhichOneof("message")
+        if kind == "not_leader":
+            if node == self.leader:
+                self.leader = ""
+            return
+        stamp = (answer.stamp.term, answer.stamp.index)
+        if stamp < self.stamp:
+            return
+        self.stamp = stamp
+        getattr(self, f"_on_{kind}")(node, answer, getattr(answer, kind))
+
+    def _on_welcome(self, node, answer, welcome):
+        if self.session is not None and welcome.session.epoch != self.session.epoch:
+            self._forget()
+        self.session, self.leader = welcome.session, node
+        self._unapplied = [m for m in self._unapplied if m.sequence > welcome.applied_sequence]
+        self._sequence = max(self._sequence, welcome.applied_sequence)
+        for message in self._unapplied:
+            self._put(message)
+        for key, block in self.held.items():
+            block.seen = answer.stamp.index
+            self._ask(common_pb2.Pool.FromString(key))
+        self._welcomed.set()
+
+    def _on_grant(self, node, answer, grant):
+        block = self.block(grant.pool)
+        own = sum(
+            m.give_back.count for m in self._unapplied
+            if m.sequence > grant.applied_sequence and m.HasField("give_back") and m.give_back.pool == grant.pool
+        )
+        block.size = grant.size - own
+        block.seen = answer.stamp.index
+        self._serve(grant.pool)
+
+    def _on_recall(self, node, answer, recall):
+        self._serve(recall.pool)
+        back = self.give_back_idle(recall.pool)
+        block = self.block(recall.pool)
+        self._put(Up(recall_answer=Up.RecallAnswer(
+            round=recall.round, pool=recall.pool, given_back=back, in_use=block.in_use, waiting=len(block.waiting)
+        )))
+
+    def _on_throttled(self, node, answer, refusal):
+        block = self.block(refusal.pool)
+        self._serve(refusal.pool)
+        for number in refusal.waiting:
+            future = block.waiting.pop(number, None)
+            if future is not None and not future.done():
+                future.set_exception(Refused(refusal))
+
+    _on_unavailable = _on_throttled
+
+    def _on_generation(self, node, answer, generation):
+        pool = generation.pool
+        self.generations[pool.SerializeToString(deterministic=True)] = generation.generation
+        self.give_back_idle(pool)
+        block = self.block(pool)
+        block.old = block.in_use
+        self._numbered(Up(generation_ack=Up.GenerationAck(
+            pool=pool, generation=generation.generation, in_use_older=block.old
+        )))
+        self._ask(pool)
+
+    def _on_fenced(self, node, answer, fenced):
+        self._forget()
+        self._put(self._hello())
+
+    def _forget(self):
+        self.session = None
+        self._sequence, self._unapplied = 0, []
+        for block in self.held.values():
+            block.size = block.in_use = block.old = block.seen = 0

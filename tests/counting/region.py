@@ -1,0 +1,95 @@
+"""Three counting members in one process, over memory or gRPC: the real service, real files, real Raft."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from chassis.certificates import TlsFiles
+from chassis.clock import Clock
+from chassis.config import NodeConfig
+from chassis.rpc import Caller, Network
+from counting.config import CountingConfig
+from counting.raft import member
+from counting.service import CountingService
+from protos import common_pb2
+
+A = "000000000000"
+REST = common_pb2.Pool(account=A, kind=common_pb2.Pool.UNRESERVED)
+
+
+def pool_of(function: str) -> common_pb2.Pool:
+    return common_pb2.Pool(account=A, kind=common_pb2.Pool.RESERVED, function=function)
+
+
+def counting(n: int) -> Caller:
+    return Caller(service="counting", node=f"counting-az{n}", az=f"az{n}", host=f"h{n}")
+
+
+def frontend(n: int) -> Caller:
+    return Caller(service="frontend", node=f"frontend-az{n}-1", az=f"az{n}", host=f"h{n}")
+
+
+OPERATOR = Caller(service="operator", node="cli", az="az1", host="h1")
+NO_TLS = TlsFiles(authority="", certificate="", key="")
+
+
+class Region:
+    def __init__(
+        self, directory: Path, network_of: Any, clock: Clock, addresses: list[str], *, durable: bool = True, **settings: Any
+    ) -> None:
+        self.directory = directory
+        self.network_of = network_of
+        self.clock = clock
+        self.addresses = {counting(n).node: address for n, address in enumerate(addresses, start=1)}
+        self.durable = durable
+        self.settings = settings
+        self.services: dict[str, CountingService] = {}
+
+    def config(self, n: int) -> CountingConfig:
+        caller = counting(n)
+        return CountingConfig(
+            node=NodeConfig(
+                service="counting", node=caller.node, az=caller.az, host=caller.host, listen=self.addresses[caller.node],
+                placement=(), tls=NO_TLS, check=True,
+            ),
+            directory=str(self.directory / caller.node), members=self.addresses, **self.settings,
+        )
+
+    async def start(self, n: int) -> CountingService:
+        config = self.config(n)
+        if not (Path(config.directory) / "journal").exists():
+            member.create(Path(config.directory), config.node.node)
+        service = CountingService(
+            config, network=self.network_of(counting(n)), clock=self.clock, generator=random.Random(n),
+            durable=self.durable,
+        )
+        self.services[config.node.node] = await service.start()
+        return service
+
+    async def start_all(self) -> "Region":
+        for n in range(1, len(self.addresses) + 1):
+            await self.start(n)
+        return self
+
+    def leader(self) -> str | None:
+        leading = [(s._raft().term, name) for name, s in self.services.items() if s._raft().leads]
+        return max(leading)[1] if leading else None
+
+    async def kill(self, name: str) -> None:
+        """Gone at once: nothing is said to anybody, what isn't synced is lost."""
+        service = self.services.pop(name)
+        service._raft().crash()
+        assert service._server is not None
+        assert service._links is not None
+        if service._wake is not None:
+            service._wake.cancel()
+        await service._links.close()
+        await service._server.close(0.0)
+
+    async def close(self) -> None:
+        for service in self.services.values():
+            await service.drain()
+
+    def network(self, caller: Caller) -> Network:
+        network: Network = self.network_of(caller)
+        return network

@@ -1,0 +1,290 @@
+"""Three members end to end: streams, Raft and ledger together, in virtual time over memory."""
+
+import asyncio
+
+import pytest
+
+from chassis.faults import Fault
+from chassis.memory_network import Fabric
+from protos import common_pb2, counting_pb2, counting_rpc
+from simulation.loop import VirtualClock, run
+from tests.counting.client import Client, Refused
+from tests.counting.region import OPERATOR, REST, A, Region, frontend, pool_of
+
+Up = counting_pb2.WorkerMessage
+
+
+async def region_in_memory(loop, directory, **settings) -> Region:
+    fabric = Fabric()
+    region = Region(
+        directory, fabric.network, VirtualClock(loop), ["c1:1", "c2:1", "c3:1"], durable=False, **settings
+    )
+    return await region.start_all()
+
+
+async def client_of(region, n, nonce=1):
+    client = await Client(region.network(frontend(n)), frontend(n).node, region.addresses, nonce).start()
+    await client.welcomed()
+    return client
+
+
+async def call(region, method, request, caller=OPERATOR, timeout_s=15.0):
+    """Asks the leader, following what followers say."""
+    channels = {name: region.network(caller).connect(a, service="counting", node=name)
+                for name, a in region.addresses.items() if name in region.services}
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        for channel in channels.values():
+            answer = await channel.call(method, request, timeout_s=timeout_s)
+            if not answer.HasField("not_leader"):
+                return answer
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.05)
+
+
+def set_limit(region, limit):
+    return call(region, counting_rpc.SET_ACCOUNT_LIMIT, counting_pb2.SetAccountLimitRequest(account=A, limit=limit))
+
+
+def set_reserved(region, function, value):
+    request = counting_pb2.SetReservedRequest(account=A, function=function, value=value)
+    return call(region, counting_rpc.SET_RESERVED, request, frontend(9))
+
+
+def granted(region, pool_index=0):
+    leader = region.services[region.leader()]
+    return {str(pool): leader.core.ledger.granted(pool) for pool in leader.core.ledger.pools()}
+
+
+async def until(condition, within_s=10.0):
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while not condition():
+        assert loop.time() < deadline, f"not within {within_s} s"
+        await asyncio.sleep(0.02)
+
+
+def test_a_limit_is_granted_over_three_streams_and_the_next_is_refused_with_proof(tmp_path):
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        clients = [await client_of(region, n) for n in (1, 2, 3)]
+        await set_limit(region, 10)
+        for n in range(10):
+            await clients[n % 3].take(REST)
+        assert sum(client.block(REST).in_use for client in clients) == 10
+        for client in clients:
+            with pytest.raises(Refused) as caught:
+                await client.take(REST)
+            answer = caught.value.answer
+            assert (answer.limit, answer.in_use) == (10, 10)
+            assert answer.round >> 32 == region.services[region.leader()]._raft().term
+        clients[0].give(REST)
+        await clients[2].take(REST)
+        with pytest.raises(Refused):
+            await clients[0].take(REST)
+        for client in clients:
+            await client.stop()
+        await region.close()
+
+    run(main)
+
+
+def test_permits_and_refusals_survive_the_leader(tmp_path):
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        clients = [await client_of(region, n) for n in (1, 2)]
+        await set_limit(region, 4)
+        for n in range(4):
+            await clients[n % 2].take(REST)
+        old = region.leader()
+        await region.kill(old)
+        before = loop.time()
+        await until(lambda: region.leader() is not None)
+        with pytest.raises(Refused) as caught:
+            await clients[0].take(REST)
+        assert loop.time() - before < 1.5
+        assert caught.value.answer.in_use == 4
+        clients[1].give(REST)
+        await clients[0].take(REST)
+        await region.start(int(old[-1]))
+        await until(lambda: region.services[old]._raft().index == region.services[region.leader()]._raft().index)
+        for client in clients:
+            await client.stop()
+        await region.close()
+
+    run(main)
+
+
+def test_reserved_concurrency_is_guarantee_and_ceiling(tmp_path):
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        clients = [await client_of(region, n) for n in (1, 2)]
+        answer = await set_reserved(region, "f", 2)
+        assert (answer.changed, list(answer.outstanding)) == (True, [])
+        await clients[0].take(pool_of("f"))
+        await clients[1].take(pool_of("f"))
+        with pytest.raises(Refused) as caught:
+            await clients[0].take(pool_of("f"))
+        assert caught.value.answer.limit == 2
+        await clients[0].take(REST)
+        assert (await set_reserved(region, "f", 2)).changed is False
+        below = await set_reserved(region, "g", 899)
+        assert (below.below_floor.account_limit, below.below_floor.reserved_elsewhere) == (1000, 2)
+        await set_reserved(region, "f", 0)
+        for client in clients:
+            with pytest.raises(Refused) as caught:
+                await client.take(pool_of("f"))
+            assert caught.value.answer.limit == 0
+        limits = await call(region, counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(account=A))
+        assert (limits.account_limit, limits.unreserved, dict(limits.reserved)) == (1000, 1000, {"f": 0})
+        for client in clients:
+            await client.stop()
+        await region.close()
+
+    run(main)
+
+
+class WorkerClient:
+    """A worker's stream to every member: joins, renews, fences and reports what it is told that runs."""
+
+    def __init__(self, region, host="h7", nonce=70):
+        self.region, self.host, self.nonce = region, host, nonce
+        self.streams, self.joined, self.fenced, self.renewed = {}, asyncio.Event(), [], []
+        self.running: list[counting_pb2.Running] = []
+        self.leader = ""
+        self.tasks = []
+
+    async def start(self):
+        from chassis.rpc import Caller
+
+        caller = Caller(service="worker", node=f"worker-{self.host}", az="az1", host=self.host)
+        for name, address in self.region.addresses.items():
+            channel = self.region.network(caller).connect(address, service="counting", node=name)
+            stream = self.streams[name] = channel.stream(counting_rpc.WORKER)
+            incarnation = common_pb2.Incarnation(host=self.host, nonce=self.nonce)
+            await stream.send(Up(join=Up.Join(incarnation=incarnation, timeout_cap_s=900)))
+            self.tasks.append(asyncio.create_task(self.hear(name, stream)))
+        await asyncio.wait_for(self.joined.wait(), 5)
+        return self
+
+    async def hear(self, name, stream):
+        while True:
+            try:
+                answer = await stream.receive()
+            except Fault:
+                return
+            if answer is None:
+                return
+            match answer.WhichOneof("message"):
+                case "joined":
+                    self.leader = name
+                    self.joined.set()
+                case "renewed":
+                    self.renewed.append(answer.renewed.authority_s)
+                case "fence":
+                    self.fenced.append(answer.fence.session)
+                    await stream.send(Up(fence_ack=Up.FenceAck(session=answer.fence.session, running=self.running)))
+
+    async def say(self, message):
+        await self.streams[self.leader].send(message)
+
+    async def stop(self):
+        for stream in self.streams.values():
+            stream.cancel()
+        await asyncio.gather(*self.tasks)
+
+
+def test_permits_of_a_killed_frontend_return_by_ends(tmp_path):
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        worker = await WorkerClient(region).start()
+        await worker.say(Up(renew=Up.Renew(number=1)))
+        await until(lambda: worker.renewed == [120.0])
+        doomed, other = await client_of(region, 1), await client_of(region, 2)
+        await set_limit(region, 3)
+        for _ in range(3):
+            await doomed.take(REST)
+        block = common_pb2.BlockId(session=doomed.session, pool=REST)
+        worker.running = [counting_pb2.Running(block=block, function="f", invocations=["i1", "i2"])]
+        await doomed.stop()
+        with pytest.raises(Refused) as caught:
+            await other.take(REST)
+        assert isinstance(caught.value.answer, counting_pb2.FrontendAnswer.Unavailable)
+        await until(lambda: worker.fenced, 5.0)
+        await until(lambda: list(granted(region).values()) == [2])
+        await other.take(REST)
+        with pytest.raises(Refused) as caught:
+            await other.take(REST)
+        assert isinstance(caught.value.answer, counting_pb2.FrontendAnswer.Throttled)
+        await worker.say(Up(end=Up.End(block=block, invocation="i1")))
+        await until(lambda: list(granted(region).values()) == [2])
+        await other.take(REST)
+        pools = await call(region, counting_rpc.LIST_POOLS, counting_pb2.ListPoolsRequest())
+        holders = {holder.session.frontend: (holder.size, holder.state) for holder in pools.pools[0].holders}
+        assert holders == {"frontend-az1-1": (1, "counted"), "frontend-az2-1": (2, "live")}
+        await worker.say(Up(leave=Up.Leave()))
+        await until(lambda: list(granted(region).values()) == [2])
+        for part in (worker, other):
+            await part.stop()
+        await region.close()
+
+    run(main)
+
+
+def test_a_silent_holder_gives_503_and_the_rest_goes_on(tmp_path):
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        hung, other = await client_of(region, 1), await client_of(region, 2)
+        await set_limit(region, 2)
+        await hung.take(REST)
+        await other.take(REST)
+        hung.mute = True
+        with pytest.raises(Refused) as caught:
+            await other.take(REST)
+        assert list(caught.value.answer.silent) == ["frontend-az1-1"]
+        await asyncio.sleep(3.5)
+        await other.take(REST)
+        hung.mute = False
+        await asyncio.sleep(1.0)
+        assert hung.session is not None
+        assert hung.session.epoch == 2
+        for client in (hung, other):
+            await client.stop()
+        await region.close()
+
+    run(main)
+
+
+def test_nobody_speaks_for_another(tmp_path):
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        name = next(iter(region.addresses))
+        channel = region.network(frontend(1)).connect(region.addresses[name], service="counting", node=name)
+        stream = channel.stream(counting_rpc.FRONTEND)
+        hello = counting_pb2.FrontendMessage.Hello(frontend="frontend-az2-1", nonce=1)
+        await stream.send(counting_pb2.FrontendMessage(hello=hello))
+        with pytest.raises(Fault, match="the certificate is frontend-az1-1's"):
+            await stream.receive()
+        await region.close()
+
+    run(main)
+
+
+def test_two_runs_are_the_same(tmp_path):
+    """Everything draws from what it is given: the same seed gives the same terms, leaders and indices."""
+
+    async def main(loop, directory):
+        region = await region_in_memory(loop, directory)
+        client = await client_of(region, 1)
+        await set_limit(region, 5)
+        for _ in range(5):
+            await client.take(REST)
+        await region.kill(region.leader())
+        await until(region.leader)
+        await asyncio.sleep(1.0)
+        story = [(n, s._raft().term, s._raft().index) for n, s in region.services.items()], loop.time()
+        await client.stop()
+        await region.close()
+        return story
+
+    assert run(lambda loop: main(loop, tmp_path / "1")) == run(lambda loop: main(loop, tmp_path / "2"))
