@@ -61,6 +61,7 @@ class PlacementCore:
         self._heard_at: float | None = None             # of the last event
         self._granted: dict[str, int] = {}              # highest number that went out, by worker
         self._led_since = 0.0
+        self._greet: set[str] = set()                   # managers that are to be told their role
 
     @property
     def is_active(self) -> bool:
@@ -183,6 +184,7 @@ class PlacementCore:
         if not self.leadership.leads:
             self.holds.clear()
             self.active, self.owners = frozenset(), ()
+            self._greet.clear()
         self.owners_version = self.leadership.term * _OWNERS_VERSIONS_PER_TERM
         return RoleChanged(active=self.leadership.leads, term=self.leadership.term, cause="leadership")
 
@@ -217,7 +219,7 @@ class PlacementCore:
                 self._grant(hold, now, effects)       # the order was lost with the stream before
             else:
                 self._take_over(hold, "", now, effects)  # another process: it starts from the workers' inventories
-        effects.append(self._role_of(event.manager))
+        self._greet.add(event.manager)
         for worker, number in sorted(held.items()):
             effects.append(TakeAway(
                 manager=event.manager, worker=worker, lease=number, reason="the lease is another one now",
@@ -313,6 +315,7 @@ class PlacementCore:
         for node in self.nodes.of_service("worker"):
             seen = Registered(facts=node.facts, connection=node.connection, cause="loading")
             self._worker_seen(seen, now, effects)
+        self.active = frozenset(hold.manager for hold in self.holds.values() if hold.manager)
         for link in list(self._links.values()):
             self._manager_joined(link, now, effects)
 
@@ -335,8 +338,7 @@ class PlacementCore:
                 hold.read_at = now
                 effects.append(ReadRecord(worker=hold.worker, cause=event.fault))
             case RecordRead() if hold.state is HoldState.UNSURE:
-                hold.adopt(event.stored, event.fence, wall=event.wall, now=now)
-                if hold.state is HoldState.LEASED:
+                if hold.adopt(event.stored, event.fence, wall=event.wall, now=now):
                     self._grant(hold, now, effects)
             case _:
                 pass  # an answer of an earlier term; RecordUnread: looked at again after retry_s
@@ -346,7 +348,8 @@ class PlacementCore:
     def _rule(self, now: float, effects: list[Effect]) -> bool:
         """Roles, owners and free workers, after each event. Whether the owners changed."""
         before, self.active = self.active, self._choose_active()
-        effects += [self._role_of(manager) for manager in sorted(before ^ self.active) if manager in self._links]
+        told, self._greet = (before ^ self.active) | self._greet, set()
+        effects += [self._role_of(manager) for manager in sorted(told & self._links.keys())]
         held = [
             (hold.manager, node.facts.az)
             for hold in self.holds.values()

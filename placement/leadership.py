@@ -75,7 +75,7 @@ class Leadership:
         self._revision = 0
         self._seen_at = 0.0             # when the record was first seen at _revision
         self._asked_at = float("-inf")
-        self._asking = False            # one look or write at a time
+        self._asking: type[Effect] | None = None  # one look or write at a time
         self._started_at: float | None = None
         self._settled_at = 0.0          # when the first view may go out
 
@@ -100,14 +100,14 @@ class Leadership:
         return effects
 
     def handle(self, event: LeadershipRead | LeadershipWritten | LeadershipFailed, now: float) -> list[Effect]:
-        self._asking = False
+        asked, self._asking = self._asking, None
         match event:
             case LeadershipRead():
                 return self._read(event, now)
             case LeadershipWritten():
                 return self._written(event, now)
             case LeadershipFailed():
-                return self._failed(now)
+                return self._failed(asked, now)
             case _:
                 assert_never(event)
 
@@ -140,12 +140,12 @@ class Leadership:
         self._revision, self.holder = event.revision, self._node
         return [ReadRecords(cause="leadership")] if began else []
 
-    def _failed(self, now: float) -> list[Effect]:
-        """Whatever went wrong, the record says who leads. A store that is away is asked again at the next tick."""
+    def _failed(self, asked: type[Effect] | None, now: float) -> list[Effect]:
+        """Whatever went wrong with a write, the record says who leads. A failed look waits for its next time."""
         if self.stage is Stage.STANDBY:
             return []
         self.move(LeadershipFailed, now)
-        return self._look(now) if self.leads else []
+        return self._look(now) if self.leads and asked is WriteLeadership else []
 
     def _judge(self, event: LeadershipRead, now: float) -> list[Effect]:
         """A leader looked because a write failed or its outcome is unknown."""
@@ -164,11 +164,11 @@ class Leadership:
         return [self._write(now)]
 
     def _write(self, now: float) -> Effect:
-        self._asking, self._asked_at = True, now
+        self._asking, self._asked_at = WriteLeadership, now
         return WriteLeadership(
             term=self.term, expected=self._revision, lasts_s=self._config.leadership_s, cause="leadership"
         )
 
     def _look(self, now: float) -> list[Effect]:
-        self._asking, self._asked_at = True, now
+        self._asking, self._asked_at = ReadLeadership, now
         return [ReadLeadership(cause="leadership")]

@@ -82,8 +82,8 @@ class Hold:
         self.story.tell(now, event.__name__)
         self.state = HOLDS.next(self.state, event, self.story)
 
-    def adopt(self, stored: Stored[LeaseRecord] | None, fence: int, *, wall: float, now: float) -> None:
-        """Takes over what storage says."""
+    def adopt(self, stored: Stored[LeaseRecord] | None, fence: int, *, wall: float, now: float) -> bool:
+        """Takes over what storage says. Whether the worker is leased by that."""
         self.number = max(self.number, fence)
         self.revision = stored.revision if stored else 0
         self.record = stored.value if stored else None
@@ -95,8 +95,10 @@ class Hold:
             if holder != self.manager:
                 self.manager, self.manager_nonce = holder, None
             self.move(FoundLeased, now)
-        elif self.state is HoldState.UNSURE:
+            return True
+        if self.state is HoldState.UNSURE:
             self.free(FoundFree, now)
+        return False
 
     def free(self, event: type, now: float) -> None:
         self.move(event, now)

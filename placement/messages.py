@@ -127,7 +127,6 @@ class LeadershipRead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeadershipWritten:
-    term: int
     revision: int
     cause: str = ""
 
