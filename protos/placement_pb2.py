@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/placement.proto\x12\x12labda.placement.v1\"\xc4\x02\n\x04Node\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\n\n\x02\x61z\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0c\n\x04http\x18\x06 \x01(\t\x12\r\n\x05nonce\x18\x07 \x01(\x04\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x0f\n\x07version\x18\t \x01(\t\x12\x0c\n\x04role\x18\n \x01(\t\x12\x0e\n\x06health\x18\x0b \x01(\t\x12\x34\n\x08\x63\x61pacity\x18\x0c \x01(\x0b\x32\".labda.placement.v1.WorkerCapacity\x12\x34\n\x06\x64\x65tail\x18\r \x03(\x0b\x32$.labda.placement.v1.Node.DetailEntry\x1a-\n\x0b\x44\x65tailEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"`\n\x0eWorkerCapacity\x12\x11\n\tmemory_mb\x18\x01 \x01(\r\x12\x16\n\x0ememory_free_mb\x18\x02 \x01(\r\x12\x11\n\tsandboxes\x18\x03 \x01(\r\x12\x10\n\x08runtimes\x18\x04 \x03(\t\"\x8a\x01\n\nNodeReport\x12&\n\x04node\x18\x01 \x01(\x0b\x32\x18.labda.placement.v1.Node\x12\x11\n\theartbeat\x18\x02 \x01(\x08\x12\x30\n\x04load\x18\x03 \x01(\x0b\x32\".labda.placement.v1.WorkerCapacity\x12\x0f\n\x07leaving\x18\x04 \x01(\x08\"\xfc\x01\n\nRegionView\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\'\n\x05nodes\x18\x05 \x03(\x0b\x32\x18.labda.placement.v1.Node\x12\x16\n\x0eowners_version\x18\x06 \x01(\x04\x12\x34\n\x06owners\x18\x07 \x03(\x0b\x32$.labda.placement.v1.RegionView.Owner\x12\r\n\x05whole\x18\x08 \x01(\x08\x1a)\n\x05Owner\x12\x0f\n\x07manager\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xc8\x02\n\rManagerReport\x12\x38\n\x05hello\x18\x01 \x01(\x0b\x32\'.labda.placement.v1.ManagerReport.HelloH\x00\x12>\n\x08returned\x18\x02 \x01(\x0b\x32*.labda.placement.v1.ManagerReport.ReturnedH\x00\x12\x36\n\x04wish\x18\x03 \x01(\x0b\x32&.labda.placement.v1.ManagerReport.WishH\x00\x1a\x37\n\x05Hello\x12\x0f\n\x07manager\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x04\x12\x0e\n\x06leases\x18\x03 \x03(\x04\x1a)\n\x08Returned\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x04\x1a\x17\n\x04Wish\x12\x0f\n\x07workers\x18\x01 \x01(\rB\x08\n\x06report\"\x94\x03\n\nLeaseOrder\x12\x39\n\x07granted\x18\x01 \x01(\x0b\x32&.labda.placement.v1.LeaseOrder.GrantedH\x00\x12\x33\n\x04lost\x18\x02 \x01(\x0b\x32#.labda.placement.v1.LeaseOrder.LostH\x00\x12\x33\n\x04role\x18\x03 \x01(\x0b\x32#.labda.placement.v1.LeaseOrder.RoleH\x00\x1a{\n\x07Granted\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\n\n\x02\x61z\x18\x04 \x01(\t\x12\r\n\x05lease\x18\x05 \x01(\x04\x12\x12\n\nsoft_end_s\x18\x06 \x01(\x01\x12\x12\n\nhard_end_s\x18\x07 \x01(\x01\x1a\x35\n\x04Lost\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x1a$\n\x04Role\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x0c\n\x04term\x18\x02 \x01(\x04\x42\x07\n\x05order\"\xfb\x01\n\x0cPlaceRequest\x12\x0f\n\x07manager\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\x12\x11\n\tmemory_mb\x18\x04 \x01(\r\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\n\n\x02\x61z\x18\x06 \x01(\t\x12\x0f\n\x07workers\x18\x07 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x08 \x03(\t\x12\x38\n\x04same\x18\t \x03(\x0b\x32*.labda.placement.v1.PlaceRequest.SameEntry\x1a+\n\tSameEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"/\n\x0bPlaceAnswer\x12\x0f\n\x07workers\x18\x01 \x03(\t\x12\x0f\n\x07refusal\x18\x02 \x01(\t2\xf7\x01\n\tPlacement\x12N\n\x08Register\x12\x1e.labda.placement.v1.NodeReport\x1a\x1e.labda.placement.v1.RegionView(\x01\x30\x01\x12N\n\x05Lease\x12!.labda.placement.v1.ManagerReport\x1a\x1e.labda.placement.v1.LeaseOrder(\x01\x30\x01\x12J\n\x05Place\x12 .labda.placement.v1.PlaceRequest\x1a\x1f.labda.placement.v1.PlaceAnswerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/placement.proto\x12\x12labda.placement.v1\"\xc4\x02\n\x04Node\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\n\n\x02\x61z\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0c\n\x04http\x18\x06 \x01(\t\x12\r\n\x05nonce\x18\x07 \x01(\x04\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x0f\n\x07version\x18\t \x01(\t\x12\x0c\n\x04role\x18\n \x01(\t\x12\x0e\n\x06health\x18\x0b \x01(\t\x12\x34\n\x08\x63\x61pacity\x18\x0c \x01(\x0b\x32\".labda.placement.v1.WorkerCapacity\x12\x34\n\x06\x64\x65tail\x18\r \x03(\x0b\x32$.labda.placement.v1.Node.DetailEntry\x1a-\n\x0b\x44\x65tailEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"`\n\x0eWorkerCapacity\x12\x11\n\tmemory_mb\x18\x01 \x01(\r\x12\x16\n\x0ememory_free_mb\x18\x02 \x01(\r\x12\x11\n\tsandboxes\x18\x03 \x01(\r\x12\x10\n\x08runtimes\x18\x04 \x03(\t\"\x8a\x01\n\nNodeReport\x12&\n\x04node\x18\x01 \x01(\x0b\x32\x18.labda.placement.v1.Node\x12\x11\n\theartbeat\x18\x02 \x01(\x08\x12\x30\n\x04load\x18\x03 \x01(\x0b\x32\".labda.placement.v1.WorkerCapacity\x12\x0f\n\x07leaving\x18\x04 \x01(\x08\"\xfc\x01\n\nRegionView\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\'\n\x05nodes\x18\x05 \x03(\x0b\x32\x18.labda.placement.v1.Node\x12\x16\n\x0eowners_version\x18\x06 \x01(\x04\x12\x34\n\x06owners\x18\x07 \x03(\x0b\x32$.labda.placement.v1.RegionView.Owner\x12\r\n\x05whole\x18\x08 \x01(\x08\x1a)\n\x05Owner\x12\x0f\n\x07manager\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xc6\x02\n\rManagerReport\x12\x38\n\x05hello\x18\x01 \x01(\x0b\x32\'.labda.placement.v1.ManagerReport.HelloH\x00\x12>\n\x08returned\x18\x02 \x01(\x0b\x32*.labda.placement.v1.ManagerReport.ReturnedH\x00\x1a_\n\x05Hello\x12\x0f\n\x07manager\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x04\x12\x36\n\x06leases\x18\x03 \x03(\x0b\x32&.labda.placement.v1.ManagerReport.Held\x1a%\n\x04Held\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x04\x1a)\n\x08Returned\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x04\x42\x08\n\x06report\"\x94\x03\n\nLeaseOrder\x12\x39\n\x07granted\x18\x01 \x01(\x0b\x32&.labda.placement.v1.LeaseOrder.GrantedH\x00\x12\x33\n\x04lost\x18\x02 \x01(\x0b\x32#.labda.placement.v1.LeaseOrder.LostH\x00\x12\x33\n\x04role\x18\x03 \x01(\x0b\x32#.labda.placement.v1.LeaseOrder.RoleH\x00\x1a{\n\x07Granted\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\n\n\x02\x61z\x18\x04 \x01(\t\x12\r\n\x05lease\x18\x05 \x01(\x04\x12\x12\n\nsoft_end_s\x18\x06 \x01(\x01\x12\x12\n\nhard_end_s\x18\x07 \x01(\x01\x1a\x35\n\x04Lost\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x1a$\n\x04Role\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x0c\n\x04term\x18\x02 \x01(\x04\x42\x07\n\x05order\"\xfb\x01\n\x0cPlaceRequest\x12\x0f\n\x07manager\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\x12\x11\n\tmemory_mb\x18\x04 \x01(\r\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\n\n\x02\x61z\x18\x06 \x01(\t\x12\x0f\n\x07workers\x18\x07 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x08 \x03(\t\x12\x38\n\x04same\x18\t \x03(\x0b\x32*.labda.placement.v1.PlaceRequest.SameEntry\x1a+\n\tSameEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"/\n\x0bPlaceAnswer\x12\x0f\n\x07workers\x18\x01 \x03(\t\x12\x0f\n\x07refusal\x18\x02 \x01(\t2\xf7\x01\n\tPlacement\x12N\n\x08Register\x12\x1e.labda.placement.v1.NodeReport\x1a\x1e.labda.placement.v1.RegionView(\x01\x30\x01\x12N\n\x05Lease\x12!.labda.placement.v1.ManagerReport\x1a\x1e.labda.placement.v1.LeaseOrder(\x01\x30\x01\x12J\n\x05Place\x12 .labda.placement.v1.PlaceRequest\x1a\x1f.labda.placement.v1.PlaceAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,27 +48,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGIONVIEW_OWNER']._serialized_start=824
   _globals['_REGIONVIEW_OWNER']._serialized_end=865
   _globals['_MANAGERREPORT']._serialized_start=868
-  _globals['_MANAGERREPORT']._serialized_end=1196
-  _globals['_MANAGERREPORT_HELLO']._serialized_start=1063
-  _globals['_MANAGERREPORT_HELLO']._serialized_end=1118
-  _globals['_MANAGERREPORT_RETURNED']._serialized_start=1120
-  _globals['_MANAGERREPORT_RETURNED']._serialized_end=1161
-  _globals['_MANAGERREPORT_WISH']._serialized_start=1163
-  _globals['_MANAGERREPORT_WISH']._serialized_end=1186
-  _globals['_LEASEORDER']._serialized_start=1199
-  _globals['_LEASEORDER']._serialized_end=1603
-  _globals['_LEASEORDER_GRANTED']._serialized_start=1378
-  _globals['_LEASEORDER_GRANTED']._serialized_end=1501
-  _globals['_LEASEORDER_LOST']._serialized_start=1503
-  _globals['_LEASEORDER_LOST']._serialized_end=1556
-  _globals['_LEASEORDER_ROLE']._serialized_start=1558
-  _globals['_LEASEORDER_ROLE']._serialized_end=1594
-  _globals['_PLACEREQUEST']._serialized_start=1606
-  _globals['_PLACEREQUEST']._serialized_end=1857
-  _globals['_PLACEREQUEST_SAMEENTRY']._serialized_start=1814
-  _globals['_PLACEREQUEST_SAMEENTRY']._serialized_end=1857
-  _globals['_PLACEANSWER']._serialized_start=1859
-  _globals['_PLACEANSWER']._serialized_end=1906
-  _globals['_PLACEMENT']._serialized_start=1909
-  _globals['_PLACEMENT']._serialized_end=2156
+  _globals['_MANAGERREPORT']._serialized_end=1194
+  _globals['_MANAGERREPORT_HELLO']._serialized_start=1007
+  _globals['_MANAGERREPORT_HELLO']._serialized_end=1102
+  _globals['_MANAGERREPORT_HELD']._serialized_start=1104
+  _globals['_MANAGERREPORT_HELD']._serialized_end=1141
+  _globals['_MANAGERREPORT_RETURNED']._serialized_start=1143
+  _globals['_MANAGERREPORT_RETURNED']._serialized_end=1184
+  _globals['_LEASEORDER']._serialized_start=1197
+  _globals['_LEASEORDER']._serialized_end=1601
+  _globals['_LEASEORDER_GRANTED']._serialized_start=1376
+  _globals['_LEASEORDER_GRANTED']._serialized_end=1499
+  _globals['_LEASEORDER_LOST']._serialized_start=1501
+  _globals['_LEASEORDER_LOST']._serialized_end=1554
+  _globals['_LEASEORDER_ROLE']._serialized_start=1556
+  _globals['_LEASEORDER_ROLE']._serialized_end=1592
+  _globals['_PLACEREQUEST']._serialized_start=1604
+  _globals['_PLACEREQUEST']._serialized_end=1855
+  _globals['_PLACEREQUEST_SAMEENTRY']._serialized_start=1812
+  _globals['_PLACEREQUEST_SAMEENTRY']._serialized_end=1855
+  _globals['_PLACEANSWER']._serialized_start=1857
+  _globals['_PLACEANSWER']._serialized_end=1904
+  _globals['_PLACEMENT']._serialized_start=1907
+  _globals['_PLACEMENT']._serialized_end=2154
 # @@protoc_insertion_point(module_scope)

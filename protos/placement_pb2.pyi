@@ -250,18 +250,41 @@ class ManagerReport(_message.Message):
         LEASES_FIELD_NUMBER: _builtins.int
         manager: _builtins.str
         nonce: _builtins.int
+        """boot nonce of its process: another process holds nothing of these"""
         @_builtins.property
-        def leases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+        def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManagerReport.Held]:
+            """also those that an earlier placement granted"""
+
         def __init__(
             self,
             *,
             manager: _builtins.str = ...,
             nonce: _builtins.int = ...,
-            leases: _abc.Iterable[_builtins.int] | None = ...,
+            leases: _abc.Iterable[Global___ManagerReport.Held] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
         _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "manager", b"manager", "nonce", b"nonce"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Held(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        WORKER_FIELD_NUMBER: _builtins.int
+        LEASE_FIELD_NUMBER: _builtins.int
+        worker: _builtins.str
+        lease: _builtins.int
+        def __init__(
+            self,
+            *,
+            worker: _builtins.str = ...,
+            lease: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "worker", b"worker"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -285,46 +308,23 @@ class ManagerReport(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    @_typing.final
-    class Wish(_message.Message):
-        """how much more the manager could use"""
-
-        DESCRIPTOR: _descriptor.Descriptor
-
-        WORKERS_FIELD_NUMBER: _builtins.int
-        workers: _builtins.int
-        def __init__(
-            self,
-            *,
-            workers: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     HELLO_FIELD_NUMBER: _builtins.int
     RETURNED_FIELD_NUMBER: _builtins.int
-    WISH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___ManagerReport.Hello: ...
     @_builtins.property
     def returned(self) -> Global___ManagerReport.Returned: ...
-    @_builtins.property
-    def wish(self) -> Global___ManagerReport.Wish: ...
     def __init__(
         self,
         *,
         hello: Global___ManagerReport.Hello | None = ...,
         returned: Global___ManagerReport.Returned | None = ...,
-        wish: Global___ManagerReport.Wish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "report", b"report", "returned", b"returned", "wish", b"wish"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "report", b"report", "returned", b"returned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "report", b"report", "returned", b"returned", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "report", b"report", "returned", b"returned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "returned", "wish"]  # noqa: Y015
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "returned"]  # noqa: Y015
     _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 
