@@ -45,7 +45,7 @@ class Block:
     came from, and that one knows what becomes of it. ``watched`` says that the core wants to hear of each one.
     """
 
-    __slots__ = ("epoch", "generation", "in_use", "mark", "peak", "pool", "runs", "size", "watched")
+    __slots__ = ("epoch", "generation", "in_use", "mark", "peak", "pool", "runs", "size", "watched", "wire")
 
     def __init__(self, pool: Pool, *, epoch: int, generation: int) -> None:
         self.pool = pool
@@ -57,6 +57,7 @@ class Block:
         self.mark: float = math.inf   # in_use from which on it is time to ask for more
         self.runs: dict[str, int] = {}  # in_use by function: a change of limits moves functions between pools
         self.watched = False
+        self.wire: object = None        # its id as messages carry it, made once by the edge
 
     def try_take(self, function: str) -> bool:
         """Admits one invocation of ``function`` (rule 2: this is its start), or says no."""
