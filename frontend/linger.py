@@ -1,0 +1,110 @@
+"""Reservations that this frontend keeps for a moment after an invocation, for the next one of the same function.
+
+Owns which reservation is taken next and when one is let go. A reservation that lingers holds no permit; the manager may
+recall it at any time, and the worker has the last word on it anyway (architecture: the worker arbitrates).
+"""
+
+import asyncio
+from typing import Protocol
+
+from protos import common_pb2
+
+FunctionKey = tuple[str, str, str, int]   # account, function, version, revision: what a sandbox serves for life
+
+
+class Lender(Protocol):
+    """Who gave a reservation, and is told when it isn't needed any more."""
+
+    def release(self, sandbox: str, sequence: int) -> None: ...
+
+
+class Held:
+    """One reservation in this frontend's hands: in use, or lingering until its timer ends."""
+
+    __slots__ = ("key", "lender", "linger_s", "recalled", "reservation", "timer")
+
+    def __init__(
+        self, key: FunctionKey, reservation: common_pb2.Reservation, lender: Lender, linger_s: float
+    ) -> None:
+        self.key = key
+        self.reservation = reservation
+        self.lender = lender
+        self.linger_s = linger_s
+        self.recalled = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Lingering:
+    """All reservations in this frontend's hands."""
+
+    def __init__(self) -> None:
+        self._idle: dict[FunctionKey, list[Held]] = {}
+        self._held: dict[str, Held] = {}    # by sandbox
+
+    def take(self, key: FunctionKey) -> Held | None:
+        """The most recently used one that lingers: its sandbox is the warmest."""
+        idle = self._idle.get(key)
+        if not idle:
+            return None
+        held = idle.pop()
+        if not idle:
+            del self._idle[key]
+        assert held.timer is not None
+        held.timer.cancel()
+        held.timer = None
+        return held
+
+    def hold(self, held: Held) -> None:
+        """A new reservation, to be used at once."""
+        self._held[held.reservation.sandbox] = held
+
+    def keep(self, held: Held) -> None:
+        """Its invocation has ended: it lingers, unless it was recalled meanwhile."""
+        if held.recalled or held.linger_s <= 0:
+            self.let_go(held)
+            return
+        held.timer = asyncio.get_running_loop().call_later(held.linger_s, self._expire, held)
+        self._idle.setdefault(held.key, []).append(held)
+
+    def let_go(self, held: Held) -> None:
+        """Not needed any more: the manager is told."""
+        if self._held.get(held.reservation.sandbox) is held:
+            del self._held[held.reservation.sandbox]
+        held.lender.release(held.reservation.sandbox, held.reservation.sequence)
+
+    def recall(self, sandbox: str, sequence: int) -> None:
+        """The manager wants it back: at once if it lingers, else when its invocation has ended."""
+        held = self._held.get(sandbox)
+        if held is None or held.reservation.sequence > sequence:
+            return
+        held.recalled = True
+        if held.timer is not None:
+            self._remove(held)
+            self.let_go(held)
+
+    def drop(self, lender: Lender) -> None:
+        """The stream to a manager broke: what it lent may have been given to others."""
+        for held in [held for held in self._held.values() if held.lender is lender]:
+            held.recalled = True
+            if held.timer is not None:
+                self._remove(held)
+                self.let_go(held)
+
+    def close(self) -> None:
+        """This frontend drains: everything that lingers goes back."""
+        for held in [held for idle in self._idle.values() for held in idle]:
+            self._remove(held)
+            self.let_go(held)
+
+    def _expire(self, held: Held) -> None:
+        self._remove(held)
+        self.let_go(held)
+
+    def _remove(self, held: Held) -> None:
+        assert held.timer is not None
+        held.timer.cancel()
+        held.timer = None
+        idle = self._idle[held.key]
+        idle.remove(held)
+        if not idle:
+            del self._idle[held.key]

@@ -1,0 +1,1 @@
+"""The frontend's typed outbound calls: the ledger, the managers, the workers."""

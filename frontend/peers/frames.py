@@ -1,0 +1,49 @@
+"""Writing invoke frames: many invocations share one stream, and a large body stalls nobody.
+
+Owns the order and the size of batches. Refuses to know what a frame means.
+"""
+
+from collections import deque
+from typing import Any
+
+from chassis.rpc import Outbox, Stream
+from protos import worker_pb2
+
+CHUNK_BYTES = 64 * 1024            # a chunk at most (worker.proto)
+# What either side may send of one invocation before the other's first Credit.
+CREDIT_BYTES = 256 * 1024
+BATCH_BYTES = 256 * 1024           # of chunks in one message: small frames never wait behind more
+
+
+class FrameWriter(Outbox[worker_pb2.InvokeFrames]):
+    """Frames of one turn of the event loop go as one message: small ones first, then chunks up to a bound.
+
+    A Start always goes before the chunks of its payload, since those count as large.
+    """
+
+    def __init__(self, stream: Stream[worker_pb2.InvokeFrames, Any], *, limit: int = 10_000) -> None:
+        super().__init__(stream, combine=combine, limit=limit)
+        self._bulk: deque[worker_pb2.InvokeFrame] = deque()
+
+    def put_chunk(self, frame: worker_pb2.InvokeFrame) -> None:
+        self._bulk.append(frame)  # bounded: credit bounds each invocation's share
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting or self._bulk:
+                batch, self._waiting = self._waiting, []
+                size = 0
+                while self._bulk and size < BATCH_BYTES:
+                    frame = self._bulk.popleft()
+                    size += len(frame.chunk.data)
+                    batch.append(frame)
+                await self._stream.send(combine(batch))
+            if self._closing:
+                return
+
+
+def combine(frames: list[worker_pb2.InvokeFrame]) -> worker_pb2.InvokeFrames:
+    return worker_pb2.InvokeFrames(frames=frames)

@@ -1,0 +1,161 @@
+"""Worker managers as a frontend reaches them: one stream to each, requests batched.
+
+Owns the streams, who owns a function by the region's map, and replies on their way. Refuses to know what is done with a
+reservation (linger.py, invoke.py). A reservation starts nothing: asking again after a break is safe.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from chassis.directory import Directory
+from chassis.faults import Fault
+from chassis.process import Tasks
+from chassis.rendezvous import owner_of
+from chassis.rpc import Network, Outbox, converse
+from protos import common_pb2, worker_manager_pb2, worker_manager_rpc
+
+_Request = worker_manager_pb2.FrontendRequest
+_Reply = worker_manager_pb2.ManagerReply
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manager:
+    """A manager by node id and address."""
+
+    node: str
+    address: str
+
+
+class Managers:
+    """All links to managers. ``on_recall`` hears of reservations that are wanted back, ``on_break`` of a link's end."""
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        node: str,
+        directory: Directory,
+        on_recall: Callable[[str, int], None],
+        on_break: Callable[["ManagerLink"], None],
+    ) -> None:
+        self._network = network
+        self._node = node
+        self._directory = directory
+        self._on_recall = on_recall
+        self._on_break = on_break
+        self._links: dict[str, ManagerLink] = {}
+        self._tasks = Tasks()
+
+    def owner(self, account: str, function: str) -> Manager | None:
+        """Who manages the function by the newest map; None while nobody does."""
+        owners = {owner.manager: owner.address for owner in self._directory.owners}
+        node = owner_of(owners, account, function)
+        return Manager(node=node, address=owners[node]) if node else None
+
+    def find(self, node: str) -> Manager | None:
+        """A manager by its node id, as a NotMine names it."""
+        found = self._directory.nodes.get(node)
+        return Manager(node=node, address=found.address) if found is not None else None
+
+    def link(self, manager: Manager) -> "ManagerLink":
+        """The stream to a manager, opened when it is first needed and again after a break."""
+        link = self._links.get(manager.address)
+        if link is None or link.over:
+            link = ManagerLink(manager, self._network, self._node, self._on_recall)
+            self._links[manager.address] = link
+            self._tasks.start(self._run(link), name=f"reserve stream to {manager.node}")
+        return link
+
+    def revised(self, function: common_pb2.FunctionId, *, deleted: bool) -> None:
+        """This frontend serves the revision: the function's manager may let older sandboxes go."""
+        owner = self.owner(function.account, function.function)
+        if owner is not None:
+            self.link(owner).put(_Request(revised=_Request.Revised(function=function, deleted=deleted)))
+
+    async def close(self) -> None:
+        await self._tasks.cancel()
+
+    async def _run(self, link: "ManagerLink") -> None:
+        try:
+            await link.run()
+        finally:
+            self._on_break(link)
+
+
+class ManagerLink:
+    """One stream to one manager, for its life."""
+
+    def __init__(
+        self, manager: Manager, network: Network, node: str, on_recall: Callable[[str, int], None]
+    ) -> None:
+        self.manager = manager
+        self.over = False
+        self._channel = network.connect(manager.address, service="worker_manager", node=manager.node)
+        self._stream = self._channel.stream(worker_manager_rpc.RESERVE)
+        self._outbox: Outbox[worker_manager_pb2.FrontendRequests] = Outbox(self._stream, combine=_combine)
+        self._on_recall = on_recall
+        self._waiting: dict[str, asyncio.Future[_Reply]] = {}
+        self.put(_Request(hello=_Request.Hello(frontend=node)))
+
+    async def reserve(self, invocation: str, reserve: "_Request.Reserve") -> "_Reply":
+        """The manager's reply. Raises Fault (definite) when the stream breaks; a cancelled one leaves none behind."""
+        future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[invocation] = future
+        self.put(_Request(invocation=invocation, reserve=reserve))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._let_go(future.result())
+            else:
+                self.put(_Request(invocation=invocation, cancel=_Request.Cancel()))
+            raise
+        finally:
+            self._waiting.pop(invocation, None)
+
+    def release(self, sandbox: str, sequence: int) -> None:
+        """The reservation is not needed any more; batched with whatever else goes out in this turn."""
+        self.put(_Request(release=_Request.Release(sandbox=sandbox, sequence=sequence)))
+
+    def put(self, request: "_Request") -> None:
+        if not self.over:
+            self._outbox.put(request)
+
+    async def run(self) -> None:
+        reason = "it closed the stream"
+        try:
+            await converse(self._stream, self._outbox, self._hear)
+        except Fault as fault:
+            reason = fault.message
+        finally:
+            self.over = True
+            self._stream.cancel()
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(Fault(f"manager {self.manager.node} is away: {reason}", definite=True))
+            _log.info("reserve stream over", manager=self.manager.node, reason=reason)
+            await self._channel.close()
+
+    def _hear(self, replies: worker_manager_pb2.ManagerReplies) -> None:
+        for reply in replies.replies:
+            if reply.HasField("recall"):
+                self._on_recall(reply.recall.sandbox, reply.recall.sequence)
+                continue
+            future = self._waiting.get(reply.invocation)
+            if future is None or future.done():
+                self._let_go(reply)
+            else:
+                future.set_result(reply)
+
+    def _let_go(self, reply: "_Reply") -> None:
+        """A reservation that came too late."""
+        if reply.HasField("reserved"):
+            self.release(reply.reserved.reservation.sandbox, reply.reserved.reservation.sequence)
+
+
+def _combine(requests: list[_Request]) -> worker_manager_pb2.FrontendRequests:
+    return worker_manager_pb2.FrontendRequests(requests=requests)

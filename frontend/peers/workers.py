@@ -1,0 +1,285 @@
+"""Workers as a frontend reaches them: one stream to each that it ever needed, many invocations on it.
+
+Owns the streams, payload chunks with credit, and what becomes of invocations whose stream broke. Refuses to know
+permits, and reservations beyond the messages that carry them.
+
+A broken stream frees nothing (rule 3). After it is made again, each invocation that was on it is asked for by a Cancel:
+the worker answers NeverStarted (and bars the id), End, or says nothing until it has ended. A Welcome of another
+incarnation is the word that nothing of the older one runs.
+"""
+
+import asyncio
+
+import structlog
+
+from chassis.clock import Clock
+from chassis.directory import Directory
+from chassis.faults import Fault, FaultCode
+from chassis.process import Tasks
+from chassis.rpc import Network, Stream, converse
+from frontend.peers.flight import Answered, Flight, NotStarted
+from frontend.peers.frames import CHUNK_BYTES, CREDIT_BYTES, FrameWriter
+from protos import common_pb2, worker_pb2, worker_rpc
+
+RESPONSE_BYTES_MAX = 8 * 1024 * 1024   # the worker refuses far less; this bounds what a wrong one may make us keep
+REDIAL_S_MIN, REDIAL_S_MAX = 0.1, 1.0
+SWEEP_S = 1.0
+# By then a silent incarnation is evicted: authority 120, longest timeout 900, grace 30, and a bound on clock drift.
+EVICTED_S = (120.0 + 900.0 + 30.0) * 1.01
+
+_Frame = worker_pb2.InvokeFrame
+_log = structlog.get_logger(__name__)
+
+
+class Workers:
+    """All links to workers. ``start`` sends an invocation on its way."""
+
+    def __init__(self, *, network: Network, clock: Clock, node: str) -> None:
+        self._network = network
+        self._clock = clock
+        self._node = node
+        self._links: dict[str, _Link] = {}
+        self._tasks = Tasks()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def start(self, flight: Flight) -> None:
+        """Sends the Start, or queues it behind the stream's opening. What becomes of it is the flight's to tell."""
+        worker = flight.reservation.worker
+        link = self._links.get(worker)
+        if link is None or link.address != flight.reservation.address:
+            link = _Link(worker, flight.reservation.address, self._network, self._node, self._clock)
+            old = self._links.get(worker)
+            if old is not None:
+                link.inherit(old)
+                old.retire()
+            self._links[worker] = link
+        if not link.running:
+            self._tasks.start(link.run(), name=f"invoke stream to {worker}")
+        link.start(flight)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def cancel(self, flight: Flight) -> None:
+        """The client is gone: an invocation that hasn't begun is dropped, one that runs goes on."""
+        link = self._links.get(flight.reservation.worker)
+        if link is not None:
+            link.cancel(flight)
+
+    def see(self, directory: Directory) -> None:
+        """The region's newest view: links to workers that left it end when nothing is on them."""
+        for worker, link in list(self._links.items()):
+            node = directory.nodes.get(worker)
+            link.wanted = node is not None and node.health != "dead" and node.address == link.address
+            if not link.wanted and not link.flights:
+                link.retire()
+                del self._links[worker]
+
+    @property
+    def in_flight(self) -> int:
+        return sum(len(link.flights) for link in self._links.values())
+
+    async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self._tasks.cancel()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = self._clock.monotonic()
+        for link in self._links.values():
+            link.sweep(now)
+        if any(link.flights for link in self._links.values()):
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+
+class _Link:
+    """One worker at one address."""
+
+    def __init__(self, worker: str, address: str, network: Network, node: str, clock: Clock) -> None:
+        self.worker = worker
+        self.address = address
+        self.flights: dict[str, Flight] = {}
+        self.wanted = True
+        self.running = False
+        self._channel = network.connect(address, service="worker", node=worker)
+        self._node = node
+        self._clock = clock
+        self._stream: Stream[worker_pb2.InvokeFrames, worker_pb2.InvokeFrames] | None = None
+        self._writer: FrameWriter | None = None
+        self._open = False                       # the worker's Welcome came: what is sent from here on may arrive
+        self._queued: dict[str, Flight] = {}     # not sent yet: a break before the Welcome is a definite "no"
+        self._retired = False
+
+    # ------------------------------------------------------------ invocations
+
+    def start(self, flight: Flight) -> None:
+        if self._open:
+            self._send(flight)
+        else:
+            self._queued[flight.invocation] = flight
+
+    def cancel(self, flight: Flight) -> None:
+        if self._queued.pop(flight.invocation, None) is not None:
+            flight.over(flight)
+        elif flight.invocation in self.flights and self._writer is not None:
+            self._writer.put(_Frame(invocation=flight.invocation, cancel=_Frame.Cancel()))
+
+    def retire(self) -> None:
+        self._retired = True
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def inherit(self, old: "_Link") -> None:
+        """The worker is at another address now, so that its process is another one: its Welcome says what is over."""
+        old.lose("it has moved to another address")
+        self.flights.update(old.flights)
+        old.flights.clear()
+
+    def sweep(self, now: float) -> None:
+        """An invocation far past its time: its client is told, its permit stays."""
+        for flight in self.flights.values():
+            if flight.answer_by < now and not flight.answer.done():
+                flight.settle(Fault(
+                    f"worker {self.worker} has not answered in time: whether the function ran is not known",
+                    code=FaultCode.TIMEOUT,
+                ))
+
+    def _send(self, flight: Flight) -> None:
+        assert self._writer is not None
+        self.flights[flight.invocation] = flight
+        start, payload = flight.start, flight.payload
+        start.payload_size = len(payload)
+        if len(payload) <= CHUNK_BYTES:
+            start.payload = payload
+            flight.sent = len(payload)
+        self._writer.put(_Frame(invocation=flight.invocation, start=start))
+        if flight.sent < len(payload):
+            flight.credit = CREDIT_BYTES
+            self._pump(flight)
+
+    def _pump(self, flight: Flight) -> None:
+        """Sends as much of the payload as the worker is ready for."""
+        assert self._writer is not None
+        payload, total = flight.payload, len(flight.payload)
+        while flight.sent < total and flight.credit > 0:
+            end = min(total, flight.sent + min(CHUNK_BYTES, flight.credit))
+            chunk = _Frame.Chunk(data=payload[flight.sent:end], last=end == total)
+            flight.credit -= end - flight.sent
+            flight.sent = end
+            self._writer.put_chunk(_Frame(invocation=flight.invocation, chunk=chunk))
+
+    # ------------------------------------------------------------ the stream
+
+    async def run(self) -> None:
+        """Keeps the stream while it is wanted, or while something of an older one isn't known to be over."""
+        self.running = True
+        pause_s = REDIAL_S_MIN
+        try:
+            while not self._retired:
+                opened = await self._converse()
+                if not self.flights and not self._queued:
+                    return  # opened again when it is needed
+                pause_s = REDIAL_S_MIN if opened else min(REDIAL_S_MAX, 2 * pause_s)
+                await asyncio.sleep(pause_s)
+        finally:
+            self.running = False
+            await self._channel.close() if self._retired else None
+
+    async def _converse(self) -> bool:
+        self._stream = stream = self._channel.stream(worker_rpc.INVOKE)
+        self._writer = writer = FrameWriter(stream)
+        writer.put(_Frame(hello=_Frame.Hello(frontend=self._node)))
+        reason = "the worker closed it"
+        try:
+            await converse(stream, writer, self._hear)
+        except Fault as fault:
+            reason = fault.message
+        finally:
+            stream.cancel()
+            opened, self._open, self._writer, self._stream = self._open, False, None, None
+            self.lose(reason)
+        return opened
+
+    def lose(self, reason: str) -> None:
+        """The stream is gone: who waits is told, and nothing is freed but what was never sent."""
+        _log.info("invoke stream over", worker=self.worker, reason=reason, in_flight=len(self.flights))
+        queued, self._queued = self._queued, {}
+        for flight in queued.values():
+            flight.over(flight)
+            flight.settle(NotStarted(reason="UNREACHABLE", detail=reason))
+        for flight in self.flights.values():
+            flight.lost = True
+            flight.settle(Fault(
+                f"the stream to worker {self.worker} broke while the function may have run ({reason})",
+                code=FaultCode.UNAVAILABLE,
+            ))
+        if self.flights:
+            asyncio.get_running_loop().call_later(EVICTED_S, self._evicted, tuple(self.flights.values()))
+
+    def _evicted(self, flights: tuple[Flight, ...]) -> None:
+        for flight in flights:
+            if flight.lost:
+                self._over(flight)
+
+    def _over(self, flight: Flight) -> None:
+        if self.flights.pop(flight.invocation, None) is not None:
+            flight.over(flight)
+
+    def _hear(self, frames: worker_pb2.InvokeFrames) -> None:
+        for frame in frames.frames:
+            kind = frame.WhichOneof("frame")
+            if kind == "welcome":
+                self._welcome(frame.welcome.incarnation)
+                continue
+            flight = self.flights.get(frame.invocation)
+            if flight is not None:
+                self._frame(flight, kind, frame)
+
+    def _welcome(self, incarnation: common_pb2.Incarnation) -> None:
+        assert self._writer is not None
+        self._open = True
+        for flight in list(self.flights.values()):
+            if flight.reservation.incarnation != incarnation:
+                self._over(flight)  # another incarnation joined only after everything of that one was gone
+            else:
+                self._writer.put(_Frame(invocation=flight.invocation, cancel=_Frame.Cancel()))
+        queued, self._queued = self._queued, {}
+        for flight in queued.values():
+            self._send(flight)
+
+    def _frame(self, flight: Flight, kind: str | None, frame: worker_pb2.InvokeFrame) -> None:
+        match kind:
+            case "response":
+                flight.function_error = frame.response.function_error
+                flight.parts.append(frame.response.payload)
+            case "chunk":
+                self._chunk(flight, frame.chunk.data)
+            case "credit":
+                flight.credit += frame.credit.bytes
+                if self._writer is not None:
+                    self._pump(flight)
+            case "result":
+                flight.result = frame.result
+                flight.settle(Answered(
+                    payload=b"".join(flight.parts), function_error=flight.function_error, result=frame.result
+                ))
+                flight.parts.clear()
+            case "never_started":
+                refusal = frame.never_started
+                self._over(flight)
+                flight.settle(NotStarted(reason=_Frame.NeverStarted.Reason.Name(refusal.reason), detail=refusal.detail))
+            case "end":
+                flight.ended = True
+                self._over(flight)
+                flight.settle(Fault(f"worker {self.worker} ended the invocation without a result"))
+            case _:
+                pass  # a kind of a later release
+
+    def _chunk(self, flight: Flight, data: bytes) -> None:
+        flight.parts.append(data)
+        if sum(map(len, flight.parts)) > RESPONSE_BYTES_MAX:
+            flight.settle(Fault(f"worker {self.worker} sent more than {RESPONSE_BYTES_MAX} bytes as one response"))
+            flight.parts.clear()
+        if self._writer is not None:
+            credit = _Frame.Credit(bytes=len(data))
+            self._writer.put(_Frame(invocation=flight.invocation, credit=credit))

@@ -1,0 +1,168 @@
+"""What admission does, told event by event: read the golden files in stories/."""
+
+from frontend import messages as m
+from frontend.core import FrontendCore, Timing
+from frontend.permits import reserved, unreserved
+
+REST = unreserved("acct")
+KEPT = reserved("acct", "kept")
+
+
+def frontend(**timing) -> FrontendCore:
+    return FrontendCore(Timing(**timing))
+
+
+def wanted(request: int, function: str = "hello", deadline: float = 3.0) -> m.Wanted:
+    return m.Wanted(request=request, account="acct", function=function, deadline=deadline, cause=f"r{request}")
+
+
+def granted(index: int, count: int, size: int, *, pool=REST, applied: int = 0, generation: int = 0) -> m.Granted:
+    return m.Granted(
+        link=1, stamp=(1, index), pool=pool, generation=generation, count=count, applied=applied, size=size
+    )
+
+
+def generation(index: int, number: int, limit: int, *, pool=REST, gone: bool = False) -> m.GenerationChanged:
+    return m.GenerationChanged(link=1, stamp=(1, index), pool=pool, generation=number, limit=limit, gone=gone)
+
+
+def welcome(link: int = 1, epoch: int = 1, term: int = 1, applied: int = 0) -> m.Welcomed:
+    return m.Welcomed(link=link, stamp=(term, 0), epoch=epoch, applied=applied)
+
+
+def end(core: FrontendCore, block, function: str = "hello"):
+    """A permit comes back as the edge brings it: the counter first, then word of it where somebody wants it."""
+    block.give(function)
+    if not block.watched:
+        return []
+    freed = m.Freed(pool=block.pool, epoch=block.epoch, generation=block.generation, function=function)
+    return [(9.0, freed)]
+
+
+LIVE = [(0.0, m.LinkUp(link=1)), (0.0, welcome())]
+
+
+def test_first_request_asks_with_a_top_up_and_later_ones_need_nobody(story):
+    core = frontend()
+    story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 5, 5))])
+    block = core.block_for("acct", "hello")
+    assert [block.try_take("hello") for _ in range(5)] == [True, True, True, True, False]
+    story(core, ["four more were admitted by the block alone", (0.2, m.Low(pool=REST)), (0.2, m.Flush())])
+
+
+def test_idle_permits_go_back_after_a_second(story):
+    core = frontend()
+    story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 5, 5))])
+    block = core.block_for("acct", "hello")
+    story(core, [
+        "fresh permits are not idle yet", (1.2, m.Tick()),
+        "one runs, four were idle for a second", (2.3, m.Tick()),
+    ])
+    story(core, [*end(core, block), (3.4, m.Tick()), "the last one", (4.5, m.Tick())])
+    assert core.wakes_at() is None
+
+
+def test_a_permit_that_comes_back_goes_to_who_waits_longest(story):
+    core = frontend()
+    story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 1, 1))])
+    block = core.block_for("acct", "hello")
+    story(core, [(0.2, wanted(2)), (0.2, wanted(3)), (0.2, m.Flush())])
+    story(core, ["r1 ends", *end(core, block), (9.0, m.Flush())])
+
+
+def test_a_recall_is_answered_at_once_and_what_is_idle_goes_back_first(story):
+    core = frontend()
+    story(core, [
+        *LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 5, 5)),
+        (0.2, m.Recalled(link=1, stamp=(1, 6), round=77, pool=REST)),
+        "a grant that had not seen the give-back counts it off", (0.21, granted(7, 1, 6)),
+        "one that had doesn't", (0.22, granted(8, 1, 3, applied=1)),
+        "a pool that nothing is held of", (0.3, m.Recalled(link=1, stamp=(1, 9), round=78, pool=KEPT)),
+    ])
+
+
+def test_a_refusal_is_passed_on_only_after_the_own_block_was_tried(story):
+    core = frontend()
+    story(core, [
+        *LIVE, (0.1, wanted(1)), (0.1, wanted(2)), (0.1, wanted(3)), (0.1, m.Flush()),
+        (0.11, granted(5, 1, 1)),
+        (0.2, m.Throttled(
+            link=1, stamp=(1, 6), pool=REST, waiting=(1, 2), limit=1, in_use=1, round=77
+        )),
+        (0.3, m.Unproven(link=1, stamp=(1, 7), pool=REST, waiting=(3,), reason="frontend-az2 is silent",
+                         silent=("frontend-az2",), retry_after_s=2)),
+    ])
+
+
+def test_a_reservation_moves_its_functions_requests_and_retires_the_rest(story):
+    core = frontend()
+    story(core, [
+        *LIVE, (0.1, wanted(1, "kept")), (0.1, wanted(2)), (0.1, m.Flush()), (0.11, granted(5, 4, 4)),
+    ])
+    old = core.block_for("acct", "kept")
+    story(core, [
+        (0.2, generation(6, 1, 990)), (0.2, generation(6, 1, 10, pool=KEPT)),
+        (0.3, wanted(3, "kept")), (0.3, wanted(4)), (0.3, m.Flush()),
+        (0.31, granted(7, 1, 1, pool=KEPT, generation=1)),
+        (0.31, granted(7, 1, 3, generation=1, applied=2)),
+    ])
+    story(core, ["what ran under the older generation goes back and isn't used again", *end(core, old, "kept")])
+    story(core, [
+        "the reservation is given up while a request waits for it",
+        (9.1, wanted(5, "kept", 12.0)), (9.1, m.Flush()),
+        (9.2, generation(8, 2, 1000)), (9.2, generation(8, 2, 0, pool=KEPT, gone=True)), (9.2, m.Flush()),
+    ])
+
+
+def test_a_new_leader_hears_what_the_old_one_may_not_have_applied(story):
+    core = frontend()
+    story(core, [
+        *LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 5, 5)),
+        (0.2, m.Recalled(link=1, stamp=(1, 6), round=77, pool=REST)),
+        (0.3, m.LinkUp(link=2)), (0.3, m.NotLeader(link=2, stamp=(1, 6))),
+        "the leader goes", (0.4, m.LinkDown(link=1)),
+        (0.5, wanted(2)), (0.5, m.Flush()),
+        (0.6, welcome(link=2, term=2)), (0.6, m.Flush()),
+        "the old leader's late word is dropped", (0.7, granted(9, 3, 9)),
+        "the new one's size corrects for what was lost",
+        (0.8, m.Granted(link=2, stamp=(2, 9), pool=REST, generation=0, count=1, applied=1, size=2)),
+    ])
+
+
+def test_a_fenced_session_is_replaced_and_its_running_invocations_free_nothing(story):
+    core = frontend()
+    story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 2, 2))])
+    lost = core.block_for("acct", "hello")
+    story(core, [
+        (4.0, m.Fenced(link=1, stamp=(1, 8))), "said once more to what was on its way",
+        (4.0, m.Fenced(link=1, stamp=(1, 8))), (4.1, wanted(2, deadline=7.0)),
+        (4.2, m.Welcomed(link=1, stamp=(1, 9), epoch=2, applied=0)), (4.2, m.Flush()),
+        (4.3, granted(10, 1, 1)),
+    ])
+    assert not lost.try_take("hello")
+    assert end(core, lost) == []
+    core.check()
+
+
+def test_without_a_leader_a_request_waits_until_its_deadline(story):
+    story(frontend(), [
+        (0.0, m.LinkUp(link=1)), (0.0, m.NotLeader(link=1, stamp=(0, 0))),
+        (0.1, wanted(1)), (0.2, wanted(2)), (0.3, m.WaiterGone(request=2)), (3.0, m.Tick()),
+    ])
+
+
+def test_queues_are_bounded_and_one_account_leaves_room_for_others(story):
+    core = frontend(waiting_max=3, waiting_per_account_max=2)
+    story(core, [
+        (0.1, wanted(1)), (0.1, wanted(2)), (0.1, wanted(3)),
+        (0.1, m.Wanted(request=4, account="other", function="hello", deadline=3.0, cause="r4")),
+        (0.1, m.Wanted(request=5, account="third", function="hello", deadline=3.0, cause="r5")),
+    ])
+
+
+def test_leaving_gives_everything_back_and_says_goodbye(story):
+    core = frontend()
+    story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 5, 5))])
+    block = core.block_for("acct", "hello")
+    story(core, [(0.2, m.Leave()), (0.3, wanted(2))])
+    story(core, ["the last invocation ends", *end(core, block)])
