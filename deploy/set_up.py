@@ -1,0 +1,98 @@
+"""Everything that a checkout needs before it runs: virtual environment, sandbox runtimes, the sandboxes' init.
+
+Owns the order, the stamp that makes a second run take no time, and the sentences that say what a host lacks. Runs under
+the host's own Python with nothing but its standard library, and parses under one that is too old: it has to say so.
+"""
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+VENV_PYTHON = VENV / "bin" / "python"
+LOCK = ROOT / "deploy" / "requirements.lock"
+STAMP = VENV / ".labda-set-up"
+OLDEST = (3, 11)
+
+
+def main() -> int:
+    missing = lacks()
+    if missing:
+        sys.stderr.write("".join(f"set-up: {line}\n" for line in missing))
+        return 1
+    make_environment()
+    # It looks at its own stamps, and returns at once when nothing changed.
+    return subprocess.call([str(VENV_PYTHON), str(ROOT / "deploy" / "make_runtimes.py")], cwd=str(ROOT))
+
+
+def lacks() -> "list[str]":
+    """What must be there first, one sentence each with the command that gets it."""
+    missing = []
+    version = sys.version_info[:2]
+    if version < OLDEST:
+        missing.append(
+            f"Python 3.11 or later is needed and {sys.executable} is {version[0]}.{version[1]}: install one "
+            "(apt-get install python3 python3-venv on Debian 12), or name another: make PYTHON=/path/to/python3.12"
+        )
+    elif importlib.util.find_spec("ensurepip") is None:  # Debian packages it apart
+        missing.append("Python's venv module lacks pip: apt-get install python3-venv")
+    if shutil.which("cc") is None:
+        missing.append("there is no C compiler (cc), which builds the sandboxes' init: apt-get install gcc libc6-dev")
+    if sys.platform != "linux":
+        missing.append("labda needs Linux: its sandboxes are made of namespaces and cgroups")
+    return missing
+
+
+def make_environment() -> None:
+    wanted = fingerprint()
+    if STAMP.exists() and STAMP.read_text() == wanted:
+        return
+    # A shim in front of the interpreter (pyenv, asdf) costs tens of milliseconds at each start: use what it stands for.
+    interpreter = str(Path(sys.executable).resolve())
+    with Step(f"virtual environment (Python {sys.version.split()[0]})"):
+        run(interpreter, "-m", "venv", "--clear", str(VENV))
+    pip = (str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input")
+    with Step("locked dependencies"):
+        run(*pip, "install", "--require-hashes", "--no-deps", "-r", str(LOCK))
+    with Step("labda itself"):
+        run(*pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    scratch = STAMP.with_name(STAMP.name + ".new")
+    scratch.write_text(wanted)
+    scratch.replace(STAMP)
+
+
+def fingerprint() -> str:
+    digest = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes())
+    return f"{digest.hexdigest()} {sys.version.split()[0]} {ROOT}\n"
+
+
+def run(*argv: str) -> None:
+    status = subprocess.call(argv, cwd=str(ROOT), stdin=subprocess.DEVNULL)
+    if status != 0:
+        sys.exit(f"set-up: `{' '.join(argv)}` failed with status {status}; what it printed above says why")
+
+
+class Step:
+    """One line per step: what is being done, then how long it took."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.began = 0.0
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+        sys.stdout.write(f"set-up     {self.name:<44}")
+        sys.stdout.flush()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        sys.stdout.write("failed\n" if kind else f"{time.monotonic() - self.began:.1f} s\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
