@@ -1,7 +1,7 @@
 """What a worker's agent may ask of sandboxes: the interface of every driver (native, memory, later microvm).
 
 Owns the words between the agent and a driver: the specification of a sandbox, how a runtime process ended,
-the faults. Refuses to know how a sandbox is built: no sockets, descriptors, paths or namespaces appear here, so
+the faults. Refuses to know how a sandbox is built: no sockets, descriptors, paths or namespaces appear, so
 that a simulation can offer the same interface from memory.
 
 The life of a sandbox, as the agent drives it:
@@ -14,7 +14,7 @@ The life of a sandbox, as the agent drives it:
     await sandbox.kill()                        # reset: the processes go, /tmp stays; then start() again
     await sandbox.destroy()
 
-`start` may be called again after the process ended or after `kill`. `kill` and `destroy` thaw a frozen sandbox
+`start` may be called again after the process ended or after `kill`. `kill` and `destroy` thaw a sandbox
 as far as needed. `destroy` may be called at any time, more than once, and ends a pending `exited`.
 """
 
@@ -22,6 +22,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+from chassis.faults import Fault, FaultCode
 
 # Where the Runtime API answers inside every sandbox: the agent puts this into AWS_LAMBDA_RUNTIME_API.
 RUNTIME_API_ADDRESS = "127.0.0.1:9001"
@@ -81,6 +83,8 @@ class BadArchive(SandboxFault):
     """The archive is refused before anything of it was kept; `entry` names the offender ("" if it is the
     whole)."""
 
+    code = FaultCode.INVALID
+
     def __init__(self, message: str, *, entry: str) -> None:
         super().__init__(message, definite=True)
         self.entry = entry
@@ -90,6 +94,8 @@ class CodeMissing(SandboxFault):
     """create(): the code isn't in the cache (never unpacked, or evicted since): fetch and unpack() it
     again."""
 
+    code = FaultCode.NOT_FOUND
+
     def __init__(self, sha256: str) -> None:
         super().__init__(f"code {sha256} is not in this worker's cache; unpack it first", definite=True)
         self.sha256 = sha256
@@ -98,6 +104,8 @@ class CodeMissing(SandboxFault):
 class InvalidEntrypoint(SandboxFault):
     """start(): a provided.* sandbox has no executable bootstrap; the message is the documented one without
     its request id ("Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]")."""
+
+    code = FaultCode.INVALID
 
     def __init__(self, message: str) -> None:
         super().__init__(message, definite=True)

@@ -1,0 +1,164 @@
+"""The kernel calls that Python 3.11 doesn't offer: mounts, namespaces, prctl, loop devices, links.
+
+Owns argument types and errno handling, nothing else: no policy about what is mounted or dropped. Standard library
+only; works in a freshly forked child (everything is resolved at import).
+"""
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_NOATIME, MS_BIND, MS_REC, MS_PRIVATE = 1024, 4096, 16384, 1 << 18
+MNT_DETACH = 2
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECCOMP = 1, 4, 24, 22
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+SECCOMP_MODE_FILTER = 2
+
+LOOP_SET_FD, LOOP_CLR_FD, LOOP_GET_STATUS64, LOOP_CTL_GET_FREE = 0x4C00, 0x4C01, 0x4C05, 0x4C82
+LOOP_CONFIGURE = 0x4C0A
+LO_FLAGS_AUTOCLEAR = 4
+
+_libc.mount.argtypes = [
+    ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p,
+]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.unshare.argtypes = [ctypes.c_int]
+_libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
+_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_libc.syncfs.argtypes = [ctypes.c_int]
+_libc.syscall.restype = ctypes.c_long
+_pivot_root_number = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """mount(2); raises OSError."""
+    _check(
+        _libc.mount(
+            os.fsencode(source), os.fsencode(target), kind.encode(), flags, options.encode() or None,
+        ),
+        f"mount {source} on {target}",
+    )
+
+
+def bind(source: str, target: str, flags: int) -> None:
+    """Binds `source` and gives the new mount `flags` (MS_RDONLY and the like): two calls, as mount(2) wants it."""
+    mount(source, target, "", MS_BIND)
+    if flags:
+        mount("", target, "", MS_REMOUNT | MS_BIND | flags)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2); raises OSError."""
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def enter_root(root: str) -> None:
+    """Makes the mount point `root` this mount namespace's root and lets go of the old one (pivot_root(2), the
+    documented way without a second directory)."""
+    os.chdir(root)
+    _check(_libc.syscall(_pivot_root_number, b".", b"."), f"pivot_root {root}")
+    umount(".", MNT_DETACH)
+    os.chdir("/")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2); raises OSError."""
+    _check(_libc.unshare(flags), f"unshare {flags:#x}")
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2); raises OSError."""
+    _check(_libc.setns(fd, kind), "setns")
+
+
+def prctl(option: int, argument: int = 0) -> None:
+    """prctl(2) with one argument; raises OSError."""
+    _check(_libc.prctl(option, argument, 0, 0, 0), f"prctl {option}")
+
+
+def set_filter(program: bytes) -> None:
+    """Installs a BPF program as this process's seccomp filter; needs no_new_privs."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
+    holder = ctypes.create_string_buffer(fprog, len(fprog))
+    _check(
+        _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(holder), 0, 0), "seccomp filter",
+    )
+
+
+def syncfs(fd: int) -> None:
+    """Writes the whole file system of `fd` to disk; raises OSError."""
+    _check(_libc.syncfs(fd), "syncfs")
+
+
+def last_capability() -> int:
+    """Number of the kernel's highest capability."""
+    with open("/proc/sys/kernel/cap_last_cap") as file:  # noqa: PTH123 - pathlib costs start-up time here
+        return int(file.read())
+
+
+def drop_bounding_set(last: int) -> None:
+    """Takes every capability from the bounding set, so that no exec can bring one back."""
+    for capability in range(last + 1):
+        prctl(PR_CAPBSET_DROP, capability)
+
+
+def bring_up_loopback() -> None:
+    """Sets `lo` up in the current network namespace (SIOCSIFFLAGS)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, 0x8914, struct.pack("16sh22x", b"lo", 0x1 | 0x40))  # IFF_UP | IFF_RUNNING
+
+
+def attach_loop(image: int) -> tuple[str, int]:
+    """Attaches an open image file to a free loop device that lets go of it after its last unmount and close.
+
+    Returns the device's path and an open descriptor of it, which keeps it alive until it is mounted.
+    """
+    with open("/dev/loop-control", "rb+", buffering=0) as control:  # noqa: PTH123
+        for _ in range(64):  # another process may take the free one first
+            number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+            device = f"/dev/loop{number}"
+            fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            # struct loop_config: fd, block_size, struct loop_info64 (lo_flags at 52 of it), 8 reserved words.
+            config = bytearray(304)
+            struct.pack_into("I", config, 0, image)
+            struct.pack_into("I", config, 8 + 52, LO_FLAGS_AUTOCLEAR)
+            try:
+                fcntl.ioctl(fd, LOOP_CONFIGURE, bytes(config))
+            except OSError as error:
+                os.close(fd)
+                if error.errno != 16:  # EBUSY
+                    raise
+                continue
+            return device, fd
+    raise OSError(16, "no free loop device in 64 attempts")
+
+
+def loop_is_free(device: str) -> bool:
+    """Says whether nothing is attached to this loop device any more."""
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.ioctl(fd, LOOP_GET_STATUS64, bytearray(232))
+    except OSError as error:
+        return error.errno == 6  # ENXIO
+    finally:
+        os.close(fd)
+    return False
