@@ -50,7 +50,7 @@ def make(client: Any) -> Any:
         created = client.create_function(**arguments)
         made.append(name)
         client.get_waiter("function_active_v2").wait(
-            FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 10}
+            FunctionName=name, WaiterConfig={"Delay": 0.02, "MaxAttempts": 500}
         )
         return created
 

@@ -30,7 +30,7 @@ def error_of(call: Any, **arguments: Any) -> dict[str, Any]:
 
 
 def settled(client: Any, name: str) -> dict[str, Any]:
-    client.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 10})
+    client.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.02, "MaxAttempts": 500})
     return dict(client.get_function_configuration(FunctionName=name))
 
 
