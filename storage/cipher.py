@@ -58,7 +58,8 @@ class Cipher:
     def decrypt(self, encrypted: bytes, record: str) -> bytes:
         """Open what `encrypt` sealed for the same record. Raises CipherFault saying what doesn't fit."""
         start = len(self._header)
-        header, nonce, rest = encrypted[:start], encrypted[start : start + NONCE_BYTES], encrypted[start + NONCE_BYTES :]
+        header, body = encrypted[:start], encrypted[start:]
+        nonce, rest = body[:NONCE_BYTES], body[NONCE_BYTES:]
         if header[:1] != VERSION or len(nonce) < NONCE_BYTES:
             raise CipherFault(f"the value in {record} is not sealed in a format that this program knows")
         if header != self._header:

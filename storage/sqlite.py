@@ -37,7 +37,7 @@ WATCH_PAGE_CHANGES = 256
 class SqliteSettings:
     poll_s: float = 0.025         # how often a watch looks for other processes' changes while there are some
     poll_quiet_s: float = 0.1     # the same once nothing has changed for a while
-    quiet_polls: int = 40         # polls without a change after which it is quiet
+    quiet_polls: int = 8          # polls without a change after which it is quiet
     answer_s: float = 5.0         # a write that takes longer is unavailable or unknown
     log_changes_max: int = 4096   # changes kept for watches; one that is further behind has to list again
 
