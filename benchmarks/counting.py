@@ -2,8 +2,8 @@
 
     python -m benchmarks.counting [SECONDS]
 
-Runs the code of production with production's settings; the load comes from this one process. A grant here is one request
-that waits: ask, quorum commit, grant, give-back.
+Runs the code of production with production's settings; the load comes from this one process. A grant here is one
+request that waits: ask, quorum commit, grant, give-back.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ async def at_rest(processes: Processes, seconds: float) -> None:
 
 
 async def grants(processes: Processes, clients: list[Client], waiting: int, seconds: float) -> None:
-    """`waiting` requests at a time over all clients; each permit goes back at once, so that each request asks."""
+    """`waiting` requests at a time over all clients; each permit goes back at once: every request asks."""
     spans: list[float] = []
     end = time.monotonic() + seconds
 
@@ -62,8 +62,7 @@ async def grants(processes: Processes, clients: list[Client], waiting: int, seco
         while (start := time.monotonic()) < end:
             await client.take(REST)
             spans.append(time.monotonic() - start)
-            client.block(REST).in_use -= 1
-            client._give_back(REST, 1)
+            client.hand_back(REST)
 
     before = sum(processes.cpu_s(name) for name in processes.running)
     start = time.monotonic()

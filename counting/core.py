@@ -1,9 +1,9 @@
 """The leader's volatile side of counting: who waits, who is silent, which round runs, what is proposed next.
 
-The ledger (replicated) says who holds what; this core decides what to ask of it and when. It proposes one batch at a time:
-what arrives meanwhile goes into the next one, so that load makes batches larger rather than more, and a commit shows
-exactly the ledger that our own decisions saw. Everything here is lost with leadership and rebuilt from streams (rule 10).
-Refuses to know protobuf, streams, Raft's insides, clocks.
+The ledger (replicated) says who holds what; this core decides what to ask of it and when. It proposes one batch at
+a time: what arrives meanwhile goes into the next one, so that load makes batches larger rather than more, and a
+commit shows exactly the ledger that our own decisions saw. Everything here is lost with leadership and rebuilt from
+streams (rule 10). Refuses to know protobuf, streams, Raft's insides, clocks.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,9 @@ from counting.desk import Desk, Round, top_up
 from counting.fencing import Fencing
 from counting.ledger import Ledger
 from counting.words import Incarnation, Pool, Session, reserved, unreserved
+
+COMMANDS_MAX = 1000
+"""Most commands of one batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,14 @@ class Gathering:
     def add(self, command: c.Command, origin: m.Event | None = None) -> None:
         self.commands.append(command)
         self.origins.append(origin)
+
+    def split(self) -> tuple["Gathering", "Gathering"]:
+        """What the next batch takes, and what is left for the one after it: an entry's size is bounded."""
+        first = Gathering(
+            commands=self.commands[:COMMANDS_MAX], origins=self.origins[:COMMANDS_MAX], reads=self.reads,
+            renewals=self.renewals,
+        )
+        return first, Gathering(commands=self.commands[COMMANDS_MAX:], origins=self.origins[COMMANDS_MAX:])
 
     def __bool__(self) -> bool:
         return bool(self.commands or self.reads or self.renewals)
@@ -352,21 +363,23 @@ class CountingCore:
         if self._in_flight is not None:
             return
         self._number += 1
+        gathering, self._gathering = self._gathering.split()
         for desk in self._busy.values():
-            self._acquire(desk)
-            if desk.round is not None and not desk.round.pending and desk.round.closing is None:
-                desk.round.closing = self._number
-        gathering, self._gathering = self._gathering, Gathering()
+            self._acquire(desk, gathering)
+            turn = desk.round
+            # A round closes by a batch that holds every give-back that came before its last answer.
+            if turn is not None and not turn.pending and turn.closing is None and not self._gathering:
+                turn.closing = self._number
         self._in_flight = (self._number, gathering)
         batch = c.Batch(stamp=event.wall, number=self._number, commands=tuple(gathering.commands))
         self._do(m.Propose(batch=batch, cause=event.cause))
 
-    def _acquire(self, desk: Desk) -> None:
-        """All who wait, oldest first; top-ups only where nobody waits. The ledger grants what is free when it applies."""
+    def _acquire(self, desk: Desk, gathering: Gathering) -> None:
+        """All who wait, oldest first; top-ups only beyond them. The ledger grants what is free when it applies."""
         pool, ledger = desk.pool, self.ledger
         generation, free = ledger.generation(pool), ledger.free(pool)
         waiting = desk.wishes()
-        comes_back = any(isinstance(x, c.GiveBack) and x.pool.account == pool.account for x in self._gathering.commands)
+        comes_back = any(isinstance(x, c.GiveBack) and x.pool.account == pool.account for x in gathering.commands)
         spare = self._top_ups(desk, free - len(desk.waiters))
         if not (waiting and (free > 0 or comes_back)) and not spare:
             return
@@ -378,7 +391,7 @@ class CountingCore:
             c.Wish(session=session, pool=pool, generation=generation, waiting=0, spare=count)
             for session, count in spare.items()
         ]
-        self._gathering.add(c.Acquire(wishes=tuple(wishes)))
+        gathering.add(c.Acquire(wishes=tuple(wishes)))
 
     def _committed(self, event: m.Committed, now: float) -> None:
         if self._in_flight is None or self._in_flight[0] != event.batch.number:
@@ -601,9 +614,8 @@ class CountingCore:
         for pool, desk in list(self._busy.items()):
             free = self.ledger.free(pool)
             turn = desk.round
-            if (desk.waiters and free > 0) or (turn is not None and not turn.pending and turn.closing is None):
-                work = True
-            elif desk.spare and self._top_ups(desk, free - len(desk.waiters)):
+            closes = turn is not None and not turn.pending and turn.closing is None
+            if closes or (desk.waiters and free > 0) or self._top_ups(desk, free - len(desk.waiters)):
                 work = True
             elif not desk.waiters and turn is None:
                 del self._busy[pool]

@@ -169,10 +169,11 @@ class CountingService:
 
     async def _exchange(self, stream: Stream[raft_pb2.RaftReceipt, raft_pb2.RaftMessage], caller: Caller) -> None:
         if caller.node not in self._config.members:
-            raise wire.bad(f"{caller.node} is not a member of this group: {', '.join(sorted(self._config.members))} are")
+            members = ", ".join(sorted(self._config.members))
+            raise wire.bad(f"{caller.node} is not a member of this group: {members} are")
         await stream.send(raft_pb2.RaftReceipt())
         while (message := await stream.receive()) is not None:
-            self._guarded(lambda message=message: self._raft().receive(caller.node, message))  # type: ignore[misc]
+            self._guarded(lambda message=message: self._raft().receive(caller.node, message))
 
     # ------------------------------------------------------------ streams
 

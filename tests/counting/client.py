@@ -49,6 +49,7 @@ class Client:
         self._ids = itertools.count(1)
         self._sequence = 0
         self._unapplied: list[Up] = []
+        self._asking: set[bytes] = set()
         self._tasks = Tasks()
         self._welcomed = asyncio.Event()
 
@@ -94,6 +95,11 @@ class Client:
         else:
             self._serve(pool)
 
+    def hand_back(self, pool):
+        """The run has ended, and its permit goes straight back to the ledger."""
+        self.block(pool).in_use -= 1
+        self._give_back(pool, 1)
+
     def give_back_idle(self, pool) -> int:
         block = self.block(pool)
         idle = block.size - block.in_use
@@ -112,6 +118,14 @@ class Client:
         self._put(message)
 
     def _ask(self, pool):
+        """What waits at the end of this turn of the event loop goes into one ask."""
+        key = pool.SerializeToString(deterministic=True)
+        if key not in self._asking:
+            self._asking.add(key)
+            asyncio.get_running_loop().call_soon(self._ask_now, key, pool)
+
+    def _ask_now(self, key, pool):
+        self._asking.discard(key)
         block = self.block(pool)
         if block.waiting:
             self._put(Up(ask=Up.Ask(

@@ -5,6 +5,7 @@ Messages travel as bytes, so the encoding is under test too.
 """
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -158,7 +159,7 @@ class RaftNet:
         """Invariant 14: applied logs prefix-equal, everything acknowledged is there, one leader per term."""
         assert not self.failure, self.failure
         logs = sorted((machine.applied for machine in self.machines.values()), key=len)
-        for shorter, longer in zip(logs, logs[1:], strict=False):
+        for shorter, longer in itertools.pairwise(logs):
             assert longer[: len(shorter)] == shorter, "applied logs differ"
         missing = set(self.acknowledged) - set(logs[-1])
         assert not missing, f"{len(missing)} acknowledged commands are lost, such as {min(missing)!r}"

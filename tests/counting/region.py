@@ -35,7 +35,8 @@ NO_TLS = TlsFiles(authority="", certificate="", key="")
 
 class Region:
     def __init__(
-        self, directory: Path, network_of: Any, clock: Clock, addresses: list[str], *, durable: bool = True, **settings: Any
+        self, directory: Path, network_of: Any, clock: Clock, addresses: list[str], *, durable: bool = True,
+        **settings: Any,
     ) -> None:
         self.directory = directory
         self.network_of = network_of
@@ -49,8 +50,8 @@ class Region:
         caller = counting(n)
         return CountingConfig(
             node=NodeConfig(
-                service="counting", node=caller.node, az=caller.az, host=caller.host, listen=self.addresses[caller.node],
-                placement=(), tls=NO_TLS, check=True,
+                service="counting", node=caller.node, az=caller.az, host=caller.host,
+                listen=self.addresses[caller.node], placement=(), tls=NO_TLS, check=True,
             ),
             directory=str(self.directory / caller.node), members=self.addresses, **self.settings,
         )

@@ -249,7 +249,8 @@ def test_lost_command_is_asked_for_again():
     rig.handle(ask(1, 11, 12, generation=1), 0.1)
     effects = rig.handle(m.GaveBack(link=1, sequence=2, pool=REST, count=1), 0.2)
     assert [welcome.applied for welcome in of(effects, m.SendWelcome)] == [0]
-    rig.handle((m.GaveBack(link=1, sequence=1, pool=REST, count=1), m.GaveBack(link=1, sequence=1, pool=REST, count=1)), 0.3)
+    again = m.GaveBack(link=1, sequence=1, pool=REST, count=1)
+    rig.handle((again, again), 0.3)
     assert rig.ledger.granted(REST) == 1
 
 

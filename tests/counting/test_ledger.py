@@ -1,4 +1,5 @@
-"""The ledger: totality, and random walks in which every frontend is honest and every rule is checked after each command."""
+"""The ledger: totality, and random walks in which every frontend is honest and every rule is checked after each
+command."""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -87,7 +88,8 @@ class Walk(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.ledger = Ledger()
-        apply(self.ledger, c.SetAccountLimit(account=A, limit=self.LIMIT), c.JoinWorker(incarnation=W1, timeout_cap_s=1))
+        apply(self.ledger, c.SetAccountLimit(account=A, limit=self.LIMIT))
+        apply(self.ledger, c.JoinWorker(incarnation=W1, timeout_cap_s=1))
         self.sessions: dict[Session, dict] = {}
         self.nonce = 0
         self.ids = 0
@@ -191,7 +193,8 @@ class Walk(RuleBasedStateMachine):
 
     @invariant()
     def runs_of_a_moved_function_are_charged_to_its_pool(self):
-        """Rule 9: a function with a reservation never runs more than the pool is charged for, wherever it was admitted."""
+        """Rule 9: a function with a reservation never runs more than the pool is charged for, wherever it was
+        admitted."""
         if "f" in self.ledger.account(A).reserved:
             running = sum(f == "f" for state in self.sessions.values() for _, f in state["runs"].values())
             assert running <= self.ledger.charge(F), (running, self.ledger.charge(F))

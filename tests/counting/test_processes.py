@@ -1,6 +1,5 @@
 """Edge test: three real processes, gRPC, TLS, kill -9 and restart from files."""
 
-import asyncio
 
 import pytest
 
@@ -20,7 +19,9 @@ def processes(tmp_path):
 
 
 async def test_three_processes_grant_refuse_and_survive_kill_9(processes):
-    clients = [await Client(processes.network(frontend(n)), frontend(n).node, processes.addresses).start() for n in (1, 2)]
+    clients = [
+        await Client(processes.network(frontend(n)), frontend(n).node, processes.addresses).start() for n in (1, 2)
+    ]
     for client in clients:
         await client.welcomed(20.0)
     channel = processes.network(OPERATOR).connect(processes.addresses[clients[0].leader], service="counting")

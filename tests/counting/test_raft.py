@@ -160,7 +160,7 @@ def test_acknowledged_commands_survive(tmp_path, seed, caplog):
 class ShippedDumps(Dumps):
     """What pysyncobj's own snapshot path needs of a serializer: used where guard 1 is off."""
 
-    def setTransmissionData(self, chunk):
+    def setTransmissionData(self, chunk):  # noqa: N802 - pysyncobj's name
         if chunk is None:
             return False
         snapshot = self.receive(chunk)
