@@ -108,6 +108,9 @@ class Journal:
             os.fdatasync(self._file)
         self.syncs += 1
 
+    def entries(self) -> list[Entry]:
+        return list(self._entries)
+
     def replace(self, entries: list[Entry]) -> None:
         """The whole log anew, in one step that a crash leaves done or undone."""
         self._entries = list(entries)

@@ -23,8 +23,11 @@ class LogMachine:
 
     def __init__(self) -> None:
         self.applied: list[bytes] = []
+        self.failing = False
 
     def apply(self, index: int, command: bytes) -> int:
+        if self.failing:
+            raise ZeroDivisionError("a bug in the state machine")
         self.applied.append(command)
         return index
 
@@ -122,6 +125,11 @@ class RaftNet:
     def leader(self) -> str | None:
         leading = [name for name, member in self.members.items() if member.leads]
         return max(leading, key=lambda name: self.members[name].term, default=None)
+
+    def leading(self) -> str:
+        leader = self.leader()
+        assert leader is not None, "nobody leads"
+        return leader
 
     def propose(self, command: bytes, name: str | None = None) -> bool:
         name = name or self.leader()

@@ -76,6 +76,11 @@ class Region:
         leading = [(s._raft().term, name) for name, s in self.services.items() if s._raft().leads]
         return max(leading)[1] if leading else None
 
+    def leading(self) -> str:
+        leader = self.leader()
+        assert leader is not None, "nobody leads"
+        return leader
+
     async def kill(self, name: str) -> None:
         """Gone at once: nothing is said to anybody, what isn't synced is lost."""
         service = self.services.pop(name)

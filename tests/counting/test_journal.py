@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from counting.raft.dump import Dumps, Snapshot
+from counting.raft.dump import Chunk, Dumps, Snapshot
 from counting.raft.framing import SECTOR, DamagedFileError
 from counting.raft.journal import Journal
 
@@ -30,7 +30,7 @@ def written(path, writes, size=20):
 
 def indices(path):
     journal = Journal(path, "m1")
-    found = [entry[1] for entry in journal[:]]
+    found = [entry[1] for entry in journal.entries()]
     journal._destroy()
     return found
 
@@ -47,13 +47,13 @@ def test_everything_synced_is_read_again(path):
     journal.add(b"never synced", 4, 4)
     journal.abandon()
     again = Journal(path, "m1")
-    assert again[:] == [(b"a", 1, 0), (b"2", 2, 3), (b"other", 3, 4)]
+    assert again.entries() == [(b"a", 1, 0), (b"2", 2, 3), (b"other", 3, 4)]
     assert (again.getCurrentTerm(), again.getVotedForNodeId()) == (3, "m2")
     again.deleteEntriesTo(1)
     again.setCurrentTerm(5, None)
     again._destroy()
     last = Journal(path, "m1")
-    assert last[:] == [(b"2", 2, 3), (b"other", 3, 4)]
+    assert last.entries() == [(b"2", 2, 3), (b"other", 3, 4)]
     assert (last.getCurrentTerm(), last.getVotedForNodeId()) == (5, None)
     last._destroy()
 
@@ -132,9 +132,11 @@ def test_a_dump_travels_in_chunks_and_is_checked_before_it_replaces_anything(tmp
     snapshot = Snapshot(before=(b"a", 4, 1), last=(b"b", 5, 2), state=random.Random(1).randbytes(600_000))
     sender, receiver = Dumps(tmp_path / "a", lambda: b""), Dumps(tmp_path / "b", lambda: b"")
     sender.store(snapshot)
-    chunks = []
+    chunks: list[Chunk] = []
     while not chunks or not chunks[-1][2]:
-        chunks.append(sender.getTransmissionData("m2"))
+        chunk = sender.getTransmissionData("m2")
+        assert chunk is not None
+        chunks.append(chunk)
     assert [(first, last) for _, first, last in chunks] == [(True, False), (False, False), (False, True)]
     assert [receiver.receive(chunk) for chunk in chunks[:2]] == [None, None]
     assert receiver.receive(chunks[2]) == snapshot

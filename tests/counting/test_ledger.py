@@ -1,6 +1,8 @@
 """The ledger: totality, and random walks in which every frontend is honest and every rule is checked after each
 command."""
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ W1 = Incarnation(host="h1", nonce=1)
 S1 = Session(frontend="fe1", epoch=1)
 
 
-def apply(ledger: Ledger, *commands: c.Command) -> list[c.Result]:
+def apply(ledger: Ledger, *commands: c.Command) -> list[Any]:
     results = ledger.apply(c.decode(c.encode(c.Batch(stamp=1.0, number=1, commands=commands))))
     ledger.check()
     assert dump(load(dump(ledger))) == dump(ledger)
@@ -90,7 +92,7 @@ class Walk(RuleBasedStateMachine):
         self.ledger = Ledger()
         apply(self.ledger, c.SetAccountLimit(account=A, limit=self.LIMIT))
         apply(self.ledger, c.JoinWorker(incarnation=W1, timeout_cap_s=1))
-        self.sessions: dict[Session, dict] = {}
+        self.sessions: dict[Session, Any] = {}
         self.nonce = 0
         self.ids = 0
 
