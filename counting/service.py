@@ -20,7 +20,8 @@ from counting import messages as m
 from counting import wire
 from counting.commands import VERSION, Batch, Result, decode, encode
 from counting.config import CountingConfig
-from counting.core import CountingCore, Timing
+from counting.core import CountingCore
+from counting.leadership import Timing
 from counting.ledger import Ledger
 from counting.peers import RaftLinks
 from counting.raft.framing import DamagedFileError
