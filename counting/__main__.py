@@ -1,4 +1,5 @@
-"""``python -m counting --config FILE``: one member. With ``--init`` it makes the files of a member that never was, and ends."""
+"""``python -m counting --config FILE``: one member. With ``--init`` it makes the files of a member that never was,
+and ends."""
 
 import random
 import sys

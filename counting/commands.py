@@ -22,7 +22,8 @@ class UnknownVersionError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenSession:
-    """A frontend process wants a session. The same nonce gets the same live session; another nonce fences the old one."""
+    """A frontend process wants a session. The same nonce gets the same live session; another nonce fences the old
+    one."""
 
     frontend: str
     nonce: int
@@ -56,7 +57,8 @@ class Acquire:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GiveBack:
-    """Permits that come back from a live session. `function` names the runs whose function has moved to another pool."""
+    """Permits that come back from a live session. `function` names the runs whose function has moved to another
+    pool."""
 
     session: Session
     sequence: int
@@ -93,7 +95,8 @@ class SetAccountLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinWorker:
-    """An incarnation becomes a member. An older one of its host is evicted: it is gone by the new one's word (rule 7)."""
+    """An incarnation becomes a member. An older one of its host is evicted: it is gone by the new one's word (rule
+    7)."""
 
     incarnation: Incarnation
     timeout_cap_s: float
@@ -156,7 +159,8 @@ Command = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What one Raft entry carries. `stamp`: the leader's wall clock in Unix seconds; `number`: the proposer's own count."""
+    """What one Raft entry carries. `stamp`: the leader's wall clock in Unix seconds; `number`: the proposer's own
+    count."""
 
     stamp: float
     number: int
@@ -296,7 +300,8 @@ def encode(batch: Batch) -> bytes:
 def decode(data: bytes) -> Batch:
     """The batch that `encode` wrote.
 
-    Raises UnknownVersionError for a version above ours, ValueError/KeyError/TypeError for bytes that `encode` never wrote.
+    Raises UnknownVersionError for a version above ours, ValueError/KeyError/TypeError for bytes that `encode` never
+    wrote.
     """
     version, stamp, number, commands = json.loads(data)
     if version > VERSION:

@@ -12,9 +12,9 @@ class CountingConfig:
     node: NodeConfig
     directory: str                      # journal and dump of this member; made once by --init
     members: dict[str, str] = field(default_factory=dict)
-    heartbeat_s: float = 0.1            # of the Raft leader
-    election_min_s: float = 0.35        # a follower stands for election after this much silence at least,
-    election_max_s: float = 0.7         # and after this much at most
+    heartbeat_s: float = 0.15           # of the Raft leader: at rest, it is what a member costs
+    election_min_s: float = 0.5         # a follower stands for election after this much silence at least,
+    election_max_s: float = 0.8         # and after this much at most
     suspect_s: float = 3.0              # a silent frontend's permits are fenced and counted
     recall_s: float = 0.5               # a holder that doesn't answer a recall by then is silent: 503, not 429
     put_s: float = 10.0                 # a change of limits answers by then, whoever is outstanding
@@ -24,9 +24,9 @@ class CountingConfig:
 
     def __post_init__(self) -> None:
         if self.node.node not in self.members:
-            raise ValueError(f"members has no entry for this node, {self.node.node}: it lists every member of the group")
+            raise ValueError(f"members has no entry for this node, {self.node.node}: it lists every member")
         if len(self.members) % 2 == 0:
-            raise ValueError(f"members lists {len(self.members)} members; an even number survives no more than one less")
+            raise ValueError(f"members lists {len(self.members)} members: an odd number survives as much")
         if not self.heartbeat_s * 3 < self.election_min_s < self.election_max_s:
             raise ValueError(
                 f"heartbeat_s {self.heartbeat_s} * 3 < election_min_s {self.election_min_s} < election_max_s "

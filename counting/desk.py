@@ -43,7 +43,8 @@ class Desk:
     _order: int = 0
 
     def ask(self, session: Session, waiting: tuple[int, ...], spare: int, seen: int, now: float) -> None:
-        """The session's whole wish. An id keeps its place; one that was granted counts again only if it saw the grant."""
+        """The session's whole wish. An id keeps its place; one that was granted counts again only if it saw the
+        grant."""
         wanted = set(waiting)
         for key in [key for key in self.waiters if key[0] == session and key[1] not in wanted]:
             del self.waiters[key]

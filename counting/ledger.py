@@ -1,9 +1,10 @@
 """The replicated ledger of permits: who holds how many of which pool, and who may be given more.
 
 A pure, total state machine: the same batches in the same order give the same state on every member; a command is never
-an exception, it is at most a refusal (a replicated method that raises would wedge the whole cluster). It has no clock and
-no randomness: time comes in the batch, stamped by the leader. The rules cited are those of architecture.md section 3.
-Refuses to know: streams, timers, recall rounds, who is leader (core.py); Raft (raft/); the wire.
+an exception, it is at most a refusal (a replicated method that raises would wedge the whole cluster). It has no
+clock and no randomness: time comes in the batch, stamped by the leader. The rules cited are those of
+architecture.md section 3. Refuses to know: streams, timers, recall rounds, who is leader (core.py); Raft (raft/);
+the wire.
 """
 
 from collections.abc import Iterator
@@ -102,10 +103,11 @@ class Ledger:
         return self.granted(pool) + self.crossing(pool)
 
     def crossing(self, pool: Pool) -> int:
-        """Permits of other pools that are charged to this one as well, because its functions came from there (rule 9)."""
+        """Permits of other pools that are charged to this one as well, because its functions came from there (rule
+        9)."""
         account = self.account(pool.account)
         if pool.kind is PoolKind.UNRESERVED:
-            return sum(granted for other, granted in account.granted.items() if other != pool and not self.exists(other))
+            return sum(count for other, count in account.granted.items() if other != pool and not self.exists(other))
         rest = unreserved(pool.account)
         total = 0
         for session, count in account.crossing.get(pool.function, {}).items():
@@ -213,7 +215,8 @@ class Ledger:
         self.fences[session.frontend] = max(self.fences.get(session.frontend, 0), session.epoch)
 
     def _in_sequence(self, command: c.GiveBack | c.AckGeneration | c.CloseSession) -> c.Result:
-        """Commands of a frontend are applied once, in its own order; those of a fenced epoch are refused (rules 6, 10)."""
+        """Commands of a frontend are applied once, in its own order; those of a fenced epoch are refused (rules 6,
+        10)."""
         record = self.sessions.get(command.session)
         if record is None or record.state is not SessionState.LIVE:
             return c.Fenced(session=command.session)

@@ -76,7 +76,8 @@ class Hello(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask(Message):
-    """The whole wish for a pool: ids that wait, oldest first, and a top-up. `seen`: index of the newest grant it had."""
+    """The whole wish for a pool: ids that wait, oldest first, and a top-up. `seen`: index of the newest grant it
+    had."""
 
     link: int
     pool: Pool

@@ -20,7 +20,8 @@ from counting import messages as m
 from counting import wire
 from counting.commands import VERSION, Batch, Result, decode, encode
 from counting.config import CountingConfig
-from counting.core import CountingCore, Timing
+from counting.core import CountingCore
+from counting.leadership import Timing
 from counting.ledger import Ledger
 from counting.peers import RaftLinks
 from counting.raft.framing import DamagedFileError
@@ -169,10 +170,11 @@ class CountingService:
 
     async def _exchange(self, stream: Stream[raft_pb2.RaftReceipt, raft_pb2.RaftMessage], caller: Caller) -> None:
         if caller.node not in self._config.members:
-            raise wire.bad(f"{caller.node} is not a member of this group: {', '.join(sorted(self._config.members))} are")
+            members = ", ".join(sorted(self._config.members))
+            raise wire.bad(f"{caller.node} is not a member of this group: {members} are")
         await stream.send(raft_pb2.RaftReceipt())
         while (message := await stream.receive()) is not None:
-            self._guarded(lambda message=message: self._raft().receive(caller.node, message))  # type: ignore[misc]
+            self._guarded(lambda message=message: self._raft().receive(caller.node, message))
 
     # ------------------------------------------------------------ streams
 

@@ -35,7 +35,7 @@ def load(data: bytes) -> Ledger:
     """The ledger that `dump` wrote. Raises ValueError for a format that this build doesn't know."""
     plain = json.loads(data)
     if plain["format"] != FORMAT:
-        raise ValueError(f"a ledger dump is of format {plain['format']}, this build reads {FORMAT}: upgrade this member")
+        raise ValueError(f"a ledger dump is of format {plain['format']}, this build reads {FORMAT}: upgrade it")
     ledger = Ledger()
     ledger.time = plain["time"]
     ledger.accounts = {name: _to_account(item) for name, item in plain["accounts"].items()}

@@ -25,7 +25,8 @@ def pool_in(pool: common_pb2.Pool) -> Pool:
     except ValueError:
         raise bad(f"a pool of kind {pool.kind}: there are UNRESERVED, RESERVED and PROVISIONED") from None
     if not pool.account or bool(pool.function) == (kind is PoolKind.UNRESERVED):
-        raise bad(f"a pool names its account, and a function unless it is UNRESERVED: got {pool.account}/{pool.function}")
+        name = f"{pool.account}/{pool.function}"
+        raise bad(f"a pool names its account, and a function unless it is UNRESERVED: got {name}")
     return Pool(account=pool.account, kind=kind, function=pool.function, qualifier=pool.qualifier)
 
 
@@ -50,7 +51,8 @@ def frontend_event(link: int, message: counting_pb2.FrontendMessage, caller: Cal
             hello = message.hello
             if hello.frontend != caller.node:
                 raise Fault(
-                    f"the certificate is {caller.node}'s, the hello {hello.frontend}'s", code=FaultCode.DENIED, definite=True
+                    f"the certificate is {caller.node}'s, the hello {hello.frontend}'s",
+                    code=FaultCode.DENIED, definite=True,
                 )
             holdings = tuple(m.Holding(pool=pool_in(h.pool), in_use=h.in_use) for h in hello.holdings)
             return m.Hello(

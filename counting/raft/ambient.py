@@ -62,7 +62,7 @@ def install() -> None:
     """Points pysyncobj's globals at us. Raises WrongReleaseError for any release but the measured one."""
     if VERSION != REQUIRED:
         raise WrongReleaseError(
-            f"pysyncobj {VERSION} is installed, but counting's guards are written for {REQUIRED}: install the locked one"
+            f"pysyncobj {VERSION} is installed, counting's guards are written for {REQUIRED}: install the locked one"
         )
     replaced: dict[str, Any] = {
         "monotonicTime": _ambient.monotonic,

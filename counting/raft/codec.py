@@ -1,7 +1,7 @@
 """pysyncobj's messages in our encoding: no byte from the wire reaches pickle (defect 9).
 
-Only the messages that the guarded node speaks exist here. A message that names anything else can't be built from the wire,
-so it can't be handled. Refuses to know what the messages do (guards.py).
+Only the messages that the guarded node speaks exist here. A message that names anything else can't be built from
+the wire, so it can't be handled. Refuses to know what the messages do (guards.py).
 """
 
 from typing import Any, assert_never
@@ -12,7 +12,8 @@ Message = dict[str, Any]
 
 
 def to_wire(message: Message) -> raft_pb2.RaftMessage:
-    """A message of the guarded node. Raises KeyError for a kind that isn't spoken: that is a bug, not a peer's doing."""
+    """A message of the guarded node. Raises KeyError for a kind that isn't spoken: that is a bug, not a peer's
+    doing."""
     return _TO_WIRE[message["type"]](message)
 
 

@@ -1,7 +1,7 @@
 """A member's dump: the state after some entry, in a checksummed file, and its transfer in chunks.
 
-Stands in for pysyncobj's Serializer (which pickles, forks, never syncs, and puts a received file in the place of the own
-one before it was looked at: defects 4, 5, 8, 9). Refuses to know what the state is.
+Stands in for pysyncobj's Serializer (which pickles, forks, never syncs, and puts a received file in the place of
+the own one before it was looked at: defects 4, 5, 8, 9). Refuses to know what the state is.
 """
 
 from collections.abc import Callable

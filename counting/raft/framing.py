@@ -57,7 +57,8 @@ def frames(data: bytes, name: str) -> tuple[list[bytes], int]:
 
 
 def _require_torn(data: bytes, at: int, name: str) -> None:
-    """A torn write ends the file: no sound record follows it, and it is short or has sectors that were never written."""
+    """A torn write ends the file: no sound record follows it, and it is short or has sectors that were never
+    written."""
     rest = data[at:]
     if any(read_frame(data, later) is not None for later in range(at + 1, len(data) - _HEAD.size + 1)):
         raise DamagedFileError(
@@ -73,7 +74,8 @@ def _require_torn(data: bytes, at: int, name: str) -> None:
 
 
 def _has_empty_sector(data: bytes, at: int) -> bool:
-    """Whether some sector of the last record reads as zeroes, up to the file's end: its write never reached the disk."""
+    """Whether some sector of the last record reads as zeroes, up to the file's end: its write never reached the
+    disk."""
     start = at
     while start < len(data):
         end = min((start // SECTOR + 1) * SECTOR, len(data))

@@ -1,9 +1,9 @@
 """pysyncobj's node with its defects guarded against: one override per defect, with the defect in its docstring.
 
-Each guard was measured to be needed and has a test that fails without it (tests/counting/test_raft.py switches it off by
-``without``); when a release mends a defect, its guard goes. Overrides of private methods carry pysyncobj's mangled names:
-that is why another release refuses to start (ambient.py). Numbers follow the list of known defects, Raft's sections the
-paper (Ongaro and Ousterhout, extended version).
+Each guard was measured to be needed and has a test that fails without it (tests/counting/test_raft.py switches it
+off by ``without``); when a release mends a defect, its guard goes. Overrides of private methods carry pysyncobj's
+mangled names: that is why another release refuses to start (ambient.py). Numbers follow the list of known defects,
+Raft's sections the paper (Ongaro and Ousterhout, extended version).
 Refuses to know streams, timers (member.py) and what commands mean.
 """
 
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from pysyncobj.config import SyncObjConf
 from pysyncobj.node import Node
 from pysyncobj.syncobj import _COMMAND_TYPE, _RAFT_STATE, SyncObj
@@ -23,17 +22,17 @@ from counting.raft.journal import Entry, Journal
 
 COMMAND_BYTES_MAX = 1024 * 1024
 _BATCH_BYTES = 4 * 1024 * 1024  # above any command, so that pysyncobj never cuts an entry in (pickled) pieces
-_LOG = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaftTiming:
-    """Seconds. A new leader serves within about a second: a silent leader is given up after at most `election_max_s`."""
+    """Seconds. A new leader serves within about a second: a silent leader is given up after at most
+    `election_max_s`."""
 
-    heartbeat_s: float = 0.1
-    election_min_s: float = 0.35
-    election_max_s: float = 0.7
-    fallback_s: float = 0.4            # a leader that no majority answers for this long stops leading (defect 7)
+    heartbeat_s: float = 0.15
+    election_min_s: float = 0.5
+    election_max_s: float = 0.8
+    fallback_s: float = 0.5            # a leader that no majority answers for this long stops leading (defect 7)
     compact_entries: int = 5_000
     compact_s: float = 3_600.0
 
@@ -162,11 +161,12 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
             super()._SyncObj__onMessageReceived(node, message)
 
     def _guard_append_entries(self, node: Node, message: Message) -> None:
-        """Defects 1 and 2. As shipped, a message with a snapshot chunk skips log matching and still moves the commit index
-        to the leader's; and any matching prefix truncates what follows it, although only a conflict may (5.3).
+        """Defects 1 and 2. As shipped, a message with a snapshot chunk skips log matching and still moves the
+        commit index to the leader's; and any matching prefix truncates what follows it, although only a conflict
+        may (5.3).
 
-        Here the commit index never passes the last entry that this very message proved to match, and only the first entry
-        of another term truncates. A leader of an older term is told of ours, so that it stops.
+        Here the commit index never passes the last entry that this very message proved to match, and only the first
+        entry of another term truncates. A leader of an older term is told of ours, so that it stops.
         """
         term = message["term"]
         if term < self._SyncObj__raftCurrentTerm:
@@ -176,9 +176,9 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
             self._SyncObj__setCurrentTerm(term, None)
         self._guard_heard = self._guard_now()
         self._SyncObj__raftElectionDeadline = self._guard_heard + self._SyncObj__generateRaftTimeout()
-        if self._SyncObj__raftLeader != node:
+        if self._getLeader() != node:
             self._SyncObj__onLeaderChanged()
-        self._SyncObj__raftLeader = node
+        self._SyncObj__raftLeader: Node | None = node
         self._SyncObj__setState(_RAFT_STATE.FOLLOWER)
         self._SyncObj__leaderCommitIndex = message["commit_index"]
         if "prevLogIdx" in message:
@@ -186,8 +186,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         else:
             matched = self._guard_install(node, message["serialized"])
         if matched is not None:
-            commit = min(message["commit_index"], matched)
-            self._SyncObj__raftCommitIndex = max(commit, self._SyncObj__raftCommitIndex)
+            self._guard_commit(min(message["commit_index"], matched))
 
     def _guard_append(self, node: Node, previous: int, previous_term: int, entries: list[Entry]) -> int | None:
         """Adds what is new. Returns the last index proven equal to the leader's log, or None when it doesn't match."""
@@ -215,8 +214,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         return matched
 
     def _guard_back_off(self, previous: int) -> int:
-        """Defect 10. As shipped, a follower backs off by one entry per heartbeat. A whole term at once instead (5.3), and
-        never below what is committed: that matches by itself."""
+        """Defect 10. As shipped, a follower backs off by one entry per heartbeat. A whole term at once instead
+        (5.3), and never below what is committed: that matches by itself."""
         if 10 in self._guard_without:
             return previous
         journal = self._guard_journal
@@ -237,7 +236,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         index = snapshot.last[1]
         if index > self._SyncObj__raftLastApplied:
             if self._guard_has(snapshot.last):
-                self._SyncObj__raftCommitIndex = max(index, self._SyncObj__raftCommitIndex)
+                self._guard_commit(index)
             else:
                 self._guard_dumps.store(snapshot)
                 self._guard_journal.replace([snapshot.before, snapshot.last])
@@ -252,7 +251,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         })
 
     def _SyncObj__sendNextNodeIdx(  # noqa: N802
-        self, node: Node, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False  # noqa: N803, FBT001
+        self, node: Node, reset: bool = False, nextNodeIdx: int | None = None,  # noqa: N803 - pysyncobj's name
+        success: bool = False,
     ) -> None:
         """pysyncobj's own answers (spoken only where guards 1 and 2 are off, in tests), with the term of defect 3."""
         self._guard_answer(node, nextNodeIdx or self._guard_last_index() + 1, success=success, reset=reset)
@@ -260,8 +260,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
     # ------------------------------------------------------------ defect 3: answers carry a term
 
     def _guard_append_answer(self, node: Node, message: Message) -> None:
-        """Defect 3. As shipped, ``next_node_idx`` carries no term: a delayed answer of an older term counts as progress in
-        the new one. Ours do; older ones are dropped and a newer one ends our leadership."""
+        """Defect 3. As shipped, ``next_node_idx`` carries no term: a delayed answer of an older term counts as
+        progress in the new one. Ours do; older ones are dropped and a newer one ends our leadership."""
         term = message["term"]
         if 3 not in self._guard_without:
             if term > self._SyncObj__raftCurrentTerm:
@@ -271,7 +271,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
                 return
         super()._SyncObj__onMessageReceived(node, message)
         if message["reset"] and self._SyncObj__raftState == _RAFT_STATE.LEADER:
-            self._SyncObj__newAppendEntriesTime = 0.0  # what it lacks goes out with the next tick, not the next heartbeat
+            self._SyncObj__newAppendEntriesTime = 0.0  # what it lacks goes out with the next tick
 
     def _guard_step_down(self, term: int) -> None:
         self._SyncObj__setCurrentTerm(term, None)
@@ -280,7 +280,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
 
     # ------------------------------------------------------------ defect 4: restart from dump and journal
 
-    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:  # noqa: N802, N803, FBT001
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:  # noqa: N802, N803
         """Reached only where guard 1 is off (tests): pysyncobj's own install of a snapshot."""
         snapshot = self._guard_dumps.read()
         assert snapshot is not None, "a snapshot arrived and isn't there"
@@ -288,8 +288,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         self._guard_take_over(snapshot)
 
     def _guard_restore_own(self, snapshot: Snapshot) -> None:
-        """Defect 4. As shipped, a dump that is newer than the journal's head (a crash between dumping and cutting the log)
-        throws the whole journal away, acknowledged entries included. Only what the dump holds is cut here."""
+        """Defect 4. As shipped, a dump that is newer than the journal's head (a crash between dumping and cutting
+        the log) throws the whole journal away, acknowledged entries included. Only what the dump holds is cut here."""
         journal = self._guard_journal
         first = journal[0][1]
         if self._guard_has(snapshot.last) and snapshot.before[1] >= first:
@@ -306,7 +306,11 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
     def _guard_take_over(self, snapshot: Snapshot) -> None:
         self._guard_restore(snapshot.state)
         self._SyncObj__raftLastApplied = snapshot.last[1]
-        self._SyncObj__raftCommitIndex = max(snapshot.last[1], self._SyncObj__raftCommitIndex)
+        self._guard_commit(snapshot.last[1])
+
+    def _guard_commit(self, index: int) -> None:
+        """The commit index only grows."""
+        self._SyncObj__raftCommitIndex: int = max(index, int(self.raftCommitIndex))
 
     def _guard_has(self, entry: Entry) -> bool:
         journal = self._guard_journal
@@ -314,24 +318,28 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         return first <= entry[1] <= last and journal[entry[1] - first][2] == entry[2]
 
     def _guard_last_index(self) -> int:
-        return self._guard_journal[-1][1]
+        last: int = self._guard_journal[-1][1]
+        return last
 
     # ------------------------------------------------------------ defects 6 and 9: commands
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:  # noqa: N802
-        """Defects 6 and 9. As shipped, a command is pickled and calls any replicated method by number; one that raises is
-        tried again for ever and wedges every member. Ours are bytes for one total function; a bug in it ends the process."""
+        """Defects 6 and 9. As shipped, a command is pickled and calls any replicated method by number; one that
+        raises is tried again for ever and wedges every member. Ours are bytes for one total function; a bug in it
+        ends the process."""
         if command[0] == _COMMAND_TYPE.REGULAR:
             self._guard_apply(self._SyncObj__raftLastApplied + 1, command[1:])
 
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:  # noqa: N802
         """Defect 9: membership commands are pickled in entries. They aren't spoken here."""
 
-    # ------------------------------------------------------------ defect 7: leaders that don't know it, votes that disturb
+    # ------------------------------------------------------------ defect 7: leaders that don't know it, votes that
+    # disturb
 
     def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: N802, N803
-        """Defect 7. As shipped there is no PreVote: a deaf follower raises its term again and again and deposes every leader
-        that hears it. An election begins here only when a majority says that it hears no leader either (thesis, 9.6).
+        """Defect 7. As shipped there is no PreVote: a deaf follower raises its term again and again and deposes
+        every leader that hears it. An election begins here only when a majority says that it hears no leader either
+        (thesis, 9.6).
 
         Defect 5: a leader counts itself, so its own entries are synced before it counts.
         """
@@ -344,11 +352,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         self._guard_elect = False
 
     def _guard_wants_election(self) -> bool:
-        return (
-            self._SyncObj__raftState != _RAFT_STATE.LEADER
-            and self._SyncObj__raftElectionDeadline < self._guard_now()
-            and self._SyncObj__connectedToAnyone()
-        )
+        late = self._SyncObj__raftElectionDeadline < self._guard_now()
+        return bool(late and not self.is_leader() and self._SyncObj__connectedToAnyone())
 
     def _guard_ask_pre_votes(self) -> None:
         conf = self._SyncObj__conf
@@ -401,7 +406,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
     # ------------------------------------------------------------ what the member asks and orders
 
     def leads(self) -> bool:
-        """Whether this node is leader and its term's first entry is applied: then it has everything acknowledged before."""
+        """Whether this node is leader and its term's first entry is applied: then it has everything acknowledged
+        before."""
         return (
             self._SyncObj__raftState == _RAFT_STATE.LEADER
             and self._SyncObj__noopIDx is not None
@@ -437,7 +443,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
             return False
         others = self._SyncObj__otherNodes
         matched = sorted([self._guard_last_index(), *(self._SyncObj__raftMatchIndex[node] for node in others)])
-        return bool(matched[len(others) // 2] > self._SyncObj__raftCommitIndex or self._SyncObj__newAppendEntriesTime == 0)
+        answered = matched[len(others) // 2] > self._SyncObj__raftCommitIndex
+        return bool(answered or self._SyncObj__newAppendEntriesTime == 0)
 
     def next_tick_at(self) -> float:
         """When time alone changes something: the next heartbeat, or the end of patience with the leader."""

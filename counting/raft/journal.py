@@ -1,8 +1,8 @@
 """A member's journal: its log, its term and its vote, durable before anything built on them leaves the member.
 
 Stands in for pysyncobj's own (which never syncs, reads a corrupt term as 0 and stores it apart from the log: defect 5).
-What is added is written by ``sync`` in one write and one fdatasync; term and vote are synced at once. A torn tail is cut
-(nothing of it was acknowledged); anything else that fails its checksum refuses to start.
+What is added is written by ``sync`` in one write and one fdatasync; term and vote are synced at once. A torn tail
+is cut (nothing of it was acknowledged); anything else that fails its checksum refuses to start.
 Refuses to know what entries mean.
 """
 
@@ -108,6 +108,9 @@ class Journal:
             os.fdatasync(self._file)
         self.syncs += 1
 
+    def entries(self) -> list[Entry]:
+        return list(self._entries)
+
     def replace(self, entries: list[Entry]) -> None:
         """The whole log anew, in one step that a crash leaves done or undone."""
         self._entries = list(entries)
@@ -169,7 +172,7 @@ class Journal:
             raise DamagedFileError(f"{self._path} is of format {header.format}, this build reads {FORMAT}: upgrade it")
         if header.member != self._member:
             raise DamagedFileError(
-                f"{self._path} belongs to member {header.member}, this process is {self._member}: check the state directory"
+                f"{self._path} belongs to member {header.member}, this is {self._member}: check the state directory"
             )
 
 

@@ -1,9 +1,10 @@
-"""One Raft member on an asyncio loop: drives the guarded node without a thread, and hides pysyncobj from everybody else.
+"""One Raft member on an asyncio loop: drives the guarded node without a thread, and hides pysyncobj from everybody
+else.
 
-The interface that counting's service sees: ``propose`` (a command, committed or not is said by ``on_committed``; an empty
-command is a read barrier, since its commit proves that a quorum followed this leader after it was proposed),
-``on_role`` (leadership changed), ``term`` and ``index``. A tick runs when time asks for it and once per turn of the loop in
-which messages came, so that a member at rest does next to nothing.
+The interface that counting's service sees: ``propose`` (a command, committed or not is said by ``on_committed``; an
+empty command is a read barrier, since its commit proves that a quorum followed this leader after it was proposed),
+``on_role`` (leadership changed), ``term`` and ``index``. A tick runs when time asks for it and once per turn of the
+loop in which messages came, so that a member at rest does next to nothing.
 Refuses to know the commands and how messages travel (links.py).
 """
 
@@ -31,7 +32,8 @@ _MARGIN_S = 0.001
 
 
 class StateMachine(Protocol):
-    """What is replicated. ``apply`` is total and knows no clock and no randomness; an exception in it ends the process."""
+    """What is replicated. ``apply`` is total and knows no clock and no randomness; an exception in it ends the
+    process."""
 
     def apply(self, index: int, command: bytes) -> Any: ...
 
@@ -49,7 +51,8 @@ class Role(Protocol):
 def create(directory: Path, member: str) -> None:
     """The files of a member that never was. Raises FileExistsError for one whose files are there.
 
-    Done once, on purpose: a member that starts without its files would vote with amnesia (defect 5), so it doesn't start.
+    Done once, on purpose: a member that starts without its files would vote with amnesia (defect 5), so it doesn't
+    start.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if _dump_path(directory).exists():

@@ -6,6 +6,7 @@ Honest and plain: one waiting list and one block per pool, streams to all member
 import asyncio
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 from chassis.faults import Fault
 from chassis.process import Tasks
@@ -22,7 +23,7 @@ class Held:
     in_use: int = 0
     old: int = 0            # of in_use, taken under an older generation: given back when they end
     seen: int = 0
-    waiting: dict[int, asyncio.Future] = field(default_factory=dict)
+    waiting: dict[int, "asyncio.Future[None]"] = field(default_factory=dict)
 
 
 class Refused(Exception):
@@ -37,7 +38,7 @@ class Client:
     def __init__(self, network: Network, name: str, addresses: dict[str, str], nonce: int = 1):
         self.name = name
         self.nonce = nonce
-        self.session = None
+        self.session: Any = None
         self.leader = ""
         self.stamp = (0, 0)
         self.held: dict[bytes, Held] = {}
@@ -45,32 +46,33 @@ class Client:
         self.mute = False           # a hung process: hears nothing and says nothing
         self._network = network
         self._addresses = addresses
-        self._outboxes: dict[str, Outbox] = {}
+        self._outboxes: dict[str, Outbox[Any]] = {}
         self._ids = itertools.count(1)
         self._sequence = 0
         self._unapplied: list[Up] = []
+        self._asking: set[bytes] = set()
         self._tasks = Tasks()
         self._welcomed = asyncio.Event()
 
-    async def start(self):
+    async def start(self) -> "Client":
         for node, address in self._addresses.items():
             self._tasks.start(self._follow(node, address), name=f"{self.name} to {node}")
         self._tasks.start(self._beat(), name=f"{self.name} beats")
         return self
 
-    async def welcomed(self, within_s=5.0):
+    async def welcomed(self, within_s: float = 5.0) -> None:
         async with asyncio.timeout(within_s):
             await self._welcomed.wait()
 
-    async def stop(self):
+    async def stop(self) -> None:
         await self._tasks.cancel()
 
     # ---------------------------------------------------------------- permits
 
-    def block(self, pool) -> Held:
+    def block(self, pool: common_pb2.Pool) -> Held:
         return self.held.setdefault(pool.SerializeToString(deterministic=True), Held())
 
-    async def take(self, pool, within_s=5.0):
+    async def take(self, pool: common_pb2.Pool, within_s: float = 5.0) -> None:
         block = self.block(pool)
         if block.in_use < block.size:
             block.in_use += 1
@@ -94,6 +96,11 @@ class Client:
         else:
             self._serve(pool)
 
+    def hand_back(self, pool: common_pb2.Pool) -> None:
+        """The run has ended, and its permit goes straight back to the ledger."""
+        self.block(pool).in_use -= 1
+        self._give_back(pool, 1)
+
     def give_back_idle(self, pool) -> int:
         block = self.block(pool)
         idle = block.size - block.in_use
@@ -112,6 +119,14 @@ class Client:
         self._put(message)
 
     def _ask(self, pool):
+        """What waits at the end of this turn of the event loop goes into one ask."""
+        key = pool.SerializeToString(deterministic=True)
+        if key not in self._asking:
+            self._asking.add(key)
+            asyncio.get_running_loop().call_soon(self._ask_now, key, pool)
+
+    def _ask_now(self, key, pool):
+        self._asking.discard(key)
         block = self.block(pool)
         if block.waiting:
             self._put(Up(ask=Up.Ask(

@@ -5,6 +5,7 @@ Messages travel as bytes, so the encoding is under test too.
 """
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,11 @@ class LogMachine:
 
     def __init__(self) -> None:
         self.applied: list[bytes] = []
+        self.failing = False
 
     def apply(self, index: int, command: bytes) -> int:
+        if self.failing:
+            raise ZeroDivisionError("a bug in the state machine")
         self.applied.append(command)
         return index
 
@@ -122,6 +126,11 @@ class RaftNet:
         leading = [name for name, member in self.members.items() if member.leads]
         return max(leading, key=lambda name: self.members[name].term, default=None)
 
+    def leading(self) -> str:
+        leader = self.leader()
+        assert leader is not None, "nobody leads"
+        return leader
+
     def propose(self, command: bytes, name: str | None = None) -> bool:
         name = name or self.leader()
         if name is None or name in self.paused:
@@ -158,7 +167,7 @@ class RaftNet:
         """Invariant 14: applied logs prefix-equal, everything acknowledged is there, one leader per term."""
         assert not self.failure, self.failure
         logs = sorted((machine.applied for machine in self.machines.values()), key=len)
-        for shorter, longer in zip(logs, logs[1:], strict=False):
+        for shorter, longer in itertools.pairwise(logs):
             assert longer[: len(shorter)] == shorter, "applied logs differ"
         missing = set(self.acknowledged) - set(logs[-1])
         assert not missing, f"{len(missing)} acknowledged commands are lost, such as {min(missing)!r}"

@@ -35,7 +35,8 @@ NO_TLS = TlsFiles(authority="", certificate="", key="")
 
 class Region:
     def __init__(
-        self, directory: Path, network_of: Any, clock: Clock, addresses: list[str], *, durable: bool = True, **settings: Any
+        self, directory: Path, network_of: Any, clock: Clock, addresses: list[str], *, durable: bool = True,
+        **settings: Any,
     ) -> None:
         self.directory = directory
         self.network_of = network_of
@@ -49,8 +50,8 @@ class Region:
         caller = counting(n)
         return CountingConfig(
             node=NodeConfig(
-                service="counting", node=caller.node, az=caller.az, host=caller.host, listen=self.addresses[caller.node],
-                placement=(), tls=NO_TLS, check=True,
+                service="counting", node=caller.node, az=caller.az, host=caller.host,
+                listen=self.addresses[caller.node], placement=(), tls=NO_TLS, check=True,
             ),
             directory=str(self.directory / caller.node), members=self.addresses, **self.settings,
         )
@@ -74,6 +75,11 @@ class Region:
     def leader(self) -> str | None:
         leading = [(s._raft().term, name) for name, s in self.services.items() if s._raft().leads]
         return max(leading)[1] if leading else None
+
+    def leading(self) -> str:
+        leader = self.leader()
+        assert leader is not None, "nobody leads"
+        return leader
 
     async def kill(self, name: str) -> None:
         """Gone at once: nothing is said to anybody, what isn't synced is lost."""

@@ -5,7 +5,8 @@ Raft is left out (its own tests are test_raft.py); everything else is the real c
 
 from counting import commands as c
 from counting import messages as m
-from counting.core import CountingCore, Timing
+from counting.core import CountingCore
+from counting.leadership import Timing
 from counting.ledger import Ledger
 from counting.snapshot import dump, load
 

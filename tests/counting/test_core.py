@@ -1,5 +1,7 @@
 """Stories of the leader's core: golden files beside this module say what it does, event by event."""
 
+from typing import Any
+
 import pytest
 
 from counting import messages as m
@@ -30,8 +32,8 @@ def limited(limit: int, frontends: int = 2) -> Rig:
     return rig
 
 
-def of(effects: list[m.Effect], kind: type) -> list:
-    return [effect for effect in effects if isinstance(effect, kind)]
+def of(effects: list[m.Effect], *kinds: type) -> list[Any]:
+    return [effect for effect in effects if isinstance(effect, kinds)]
 
 
 def test_first_grant_and_top_up(story):
@@ -99,7 +101,7 @@ def test_killed_frontend_comes_back_by_ends(story):
     rig = limited(2)
     worker = Incarnation(host="h1", nonce=7)
     old = Session(frontend="fe1", epoch=1)
-    run = {"pool": REST, "function": "f", "incarnation": worker}
+    run = Run(pool=REST, function="f", invocation="i-1", incarnation=worker)
     story(rig, [
         (0.0, m.Join(link=9, incarnation=worker, timeout_cap_s=900.0)),
         (0.1, ask(1, 11, 12, generation=1)),
@@ -108,7 +110,7 @@ def test_killed_frontend_comes_back_by_ends(story):
         "not yet counted: no proof",
         (0.2, ask(2, 21, generation=1)),
         "the worker fenced it and runs one of the two: one permit is free, and waits for nobody now",
-        (0.3, m.FenceAcked(link=9, session=old, runs=(Run(invocation="i-1", **run),))),
+        (0.3, m.FenceAcked(link=9, session=old, runs=(run,))),
         (0.4, ask(2, 22, generation=1)),
         "an END of an id that was not reported changes nothing",
         (0.5, m.Ended(link=9, session=old, pool=REST, invocation="i-9")),
@@ -232,7 +234,7 @@ def test_deposed_leader_never_closes_its_round():
     rig.handle(m.Deposed(term=4, hint="other"), 0.4)
     assert not of(rig.commit(0.5), m.SendThrottled)
     effects = rig.handle(m.Led(term=5), 0.6)
-    assert not of(effects, m.SendThrottled | m.SendRecall)
+    assert not of(effects, m.SendThrottled, m.SendRecall)
     rig.hold = False
     effects = rig.handle(ask(2, 21, generation=1), 0.7)
     assert of(effects, m.SendRecall)[0].round == 5 << 32 | 1
@@ -249,7 +251,8 @@ def test_lost_command_is_asked_for_again():
     rig.handle(ask(1, 11, 12, generation=1), 0.1)
     effects = rig.handle(m.GaveBack(link=1, sequence=2, pool=REST, count=1), 0.2)
     assert [welcome.applied for welcome in of(effects, m.SendWelcome)] == [0]
-    rig.handle((m.GaveBack(link=1, sequence=1, pool=REST, count=1), m.GaveBack(link=1, sequence=1, pool=REST, count=1)), 0.3)
+    again = m.GaveBack(link=1, sequence=1, pool=REST, count=1)
+    rig.handle((again, again), 0.3)
     assert rig.ledger.granted(REST) == 1
 
 

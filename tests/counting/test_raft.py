@@ -12,7 +12,7 @@ from counting.raft.dump import Dumps, Snapshot
 from counting.raft.framing import DamagedFileError
 from counting.raft.member import Member, RaftTiming, create
 from protos import raft_pb2
-from simulation.loop import VirtualClock, run
+from simulation.loop import VirtualClock, VirtualLoop, run
 from tests.counting.raftnet import LogMachine, RaftNet
 
 COMPACTING = RaftTiming(compact_entries=12)
@@ -35,7 +35,7 @@ def test_followers_refuse_to_propose(tmp_path):
     async def main(loop):
         net = RaftNet(tmp_path, seed=1)
         await net.until(net.leader, 2.0)
-        followers = [name for name in net.names if name != net.leader()]
+        followers = [name for name in net.names if name != net.leading()]
         assert not any(net.propose(b"x", name) for name in followers)
         net.close()
 
@@ -49,7 +49,7 @@ def test_a_new_leader_serves_within_a_second(tmp_path, seed):
         net.spikes = False
         await net.until(net.leader, 3.0)
         await asyncio.sleep(1.0)
-        net.crash(net.leader())
+        net.crash(net.leading())
         before = loop.time()
         await net.until(net.leader, 3.0)
         assert loop.time() - before < 1.2
@@ -64,7 +64,7 @@ def test_a_leader_without_a_majority_stops_leading(tmp_path):
     async def main(loop):
         net = RaftNet(tmp_path, seed=2)
         await net.until(net.leader, 2.0)
-        leader = net.leader()
+        leader = net.leading()
         net.cut = {(a, b) for a in net.names for b in net.names if leader in (a, b)}
         await net.until(lambda: not net.members[leader].leads, 1.0)
         await net.settle()
@@ -83,7 +83,7 @@ def test_guard_7_a_deaf_follower_deposes_nobody(tmp_path, guarded, changes_allow
         net.spikes = False
         await net.until(net.leader, 2.0)
         await asyncio.sleep(1.0)
-        leader = net.leader()
+        leader = net.leading()
         deaf = next(name for name in net.names if name != leader)
         net.cut = {(name, deaf) for name in net.names}
         start = len(net.roles)
@@ -160,7 +160,7 @@ def test_acknowledged_commands_survive(tmp_path, seed, caplog):
 class ShippedDumps(Dumps):
     """What pysyncobj's own snapshot path needs of a serializer: used where guard 1 is off."""
 
-    def setTransmissionData(self, chunk):
+    def setTransmissionData(self, chunk):  # noqa: N802 - pysyncobj's name
         if chunk is None:
             return False
         snapshot = self.receive(chunk)
@@ -182,6 +182,7 @@ class Lone:
 
     def start(self, durable=False):
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
         return Member(
             member="m1", peers=("m2", "m3"), directory=self.directory, machine=self.machine, clock=VirtualClock(loop),
             generator=random.Random(1), timing=RaftTiming(), send=self.record,
@@ -246,9 +247,9 @@ def test_guard_2_only_a_conflict_truncates(tmp_path, guarded):
         await lone.append("m2", term=1, prev=(1, 0), entries=[(b"a", 2, 1)])
         await lone.append("m2", term=1, prev=(2, 1), entries=[(b"b", 3, 1)])
         await lone.append("m2", term=1, prev=(1, 0), entries=[(b"a", 2, 1)])
-        log = [entry[0][1:] for entry in lone.member._journal[1:]]
+        log = [entry[0][1:] for entry in lone.member._journal.entries()[1:]]
         await lone.append("m2", term=2, prev=(2, 1), entries=[(b"c", 3, 2)])
-        conflict = [entry[0][1:] for entry in lone.member._journal[1:]]
+        conflict = [entry[0][1:] for entry in lone.member._journal.entries()[1:]]
         lone.member.close()
         return log, conflict
 
@@ -292,7 +293,7 @@ def test_a_leader_that_hears_of_a_newer_term_stops(tmp_path):
     async def main(loop):
         net = RaftNet(tmp_path, seed=4)
         await net.until(net.leader, 2.0)
-        name = net.leader()
+        name = net.leading()
         other = next(n for n in net.names if n != name)
         answer = raft_pb2.RaftMessage.AppendEntriesAnswer(next_index=1, term=99)
         net.members[name].receive(other, raft_pb2.RaftMessage(append_answer=answer))
@@ -318,7 +319,7 @@ def test_guard_4_a_crash_between_dump_and_cut_keeps_the_log(tmp_path):
         lone.machine = LogMachine()
         again = lone.member = lone.start()
         assert lone.machine.applied == [b"2", b"3", b"4", b"5"]
-        assert [entry[1] for entry in again._journal[:]] == [4, 5, 6, 7]
+        assert [entry[1] for entry in again._journal.entries()] == [4, 5, 6, 7]
         await lone.append("m2", term=1, prev=(7, 1), entries=[], commit=7)
         again.close()
         return lone.machine.applied
@@ -337,7 +338,7 @@ def test_guard_5_what_was_acknowledged_is_on_disk(tmp_path, guarded):
         assert lone.answers()[-1].next_index == 3
         lone.member.crash()
         again = lone.start()
-        kept = [entry[1] for entry in again._journal[:]]
+        kept = [entry[1] for entry in again._journal.entries()]
         again.close()
         return kept
 
@@ -367,7 +368,9 @@ def test_a_snapshot_that_is_older_than_what_is_applied_changes_nothing(tmp_path)
         await lone.append("m2", term=1, prev=(1, 0), entries=entries, commit=6)
         older = Dumps(tmp_path / "older", lambda: b"", durable=False)
         older.store(Snapshot(before=(b"\x002", 2, 1), last=(b"\x003", 3, 1), state=b"2\n3"))
-        chunk, first, last = older.getTransmissionData("x")
+        sent = older.getTransmissionData("x")
+        assert sent is not None
+        chunk, first, last = sent
         snapshot = raft_pb2.Snapshot(chunk=chunk, first=first, last=last)
         wire = raft_pb2.RaftMessage.AppendEntries(term=1, commit_index=6, snapshot=snapshot)
         lone.member.receive("m2", raft_pb2.RaftMessage(append=wire))
@@ -386,7 +389,7 @@ def test_a_member_far_behind_is_sent_a_snapshot(tmp_path):
         net = RaftNet(tmp_path, seed=6, timing=COMPACTING)
         net.spikes = False
         await net.until(net.leader, 2.0)
-        behind = next(name for name in net.names if name != net.leader())
+        behind = next(name for name in net.names if name != net.leading())
         net.crash(behind)
         for n in range(400):
             net.propose(b"c%d" % n)
@@ -414,7 +417,7 @@ def test_guard_10_divergence_is_backed_off_by_terms(tmp_path, guarded):
 def test_guard_6_a_command_that_raises_ends_the_process(tmp_path):
     async def main(loop):
         lone = Lone(tmp_path / "m1")
-        lone.machine.apply = lambda index, command: 1 / 0
+        lone.machine.failing = True
         errors = []
         loop.set_exception_handler(lambda loop, context: errors.append(context["exception"]))
         await lone.append("m2", term=1, prev=(1, 0), entries=[(b"a", 2, 1)], commit=2)

@@ -52,7 +52,7 @@ def set_reserved(region, function, value):
 
 
 def granted(region, pool_index=0):
-    leader = region.services[region.leader()]
+    leader = region.services[region.leading()]
     return {str(pool): leader.core.ledger.granted(pool) for pool in leader.core.ledger.pools()}
 
 
@@ -77,7 +77,7 @@ def test_a_limit_is_granted_over_three_streams_and_the_next_is_refused_with_proo
                 await client.take(REST)
             answer = caught.value.answer
             assert (answer.limit, answer.in_use) == (10, 10)
-            assert answer.round >> 32 == region.services[region.leader()]._raft().term
+            assert answer.round >> 32 == region.services[region.leading()]._raft().term
         clients[0].give(REST)
         await clients[2].take(REST)
         with pytest.raises(Refused):
@@ -96,7 +96,7 @@ def test_permits_and_refusals_survive_the_leader(tmp_path):
         await set_limit(region, 4)
         for n in range(4):
             await clients[n % 2].take(REST)
-        old = region.leader()
+        old = region.leading()
         await region.kill(old)
         before = loop.time()
         await until(lambda: region.leader() is not None)
@@ -107,7 +107,7 @@ def test_permits_and_refusals_survive_the_leader(tmp_path):
         clients[1].give(REST)
         await clients[0].take(REST)
         await region.start(int(old[-1]))
-        await until(lambda: region.services[old]._raft().index == region.services[region.leader()]._raft().index)
+        await until(lambda: region.services[old]._raft().index == region.services[region.leading()]._raft().index)
         for client in clients:
             await client.stop()
         await region.close()
@@ -279,7 +279,7 @@ def test_two_runs_are_the_same(tmp_path):
         await set_limit(region, 5)
         for _ in range(5):
             await client.take(REST)
-        await region.kill(region.leader())
+        await region.kill(region.leading())
         await until(region.leader)
         await asyncio.sleep(1.0)
         story = [(n, s._raft().term, s._raft().index) for n, s in region.services.items()], loop.time()

@@ -1,0 +1,87 @@
+"""What the leader grants and what it may refuse: wishes for the next batch, and recall rounds with their proof.
+
+A part of the leader's core (rules 1 and 4). Refuses to know where messages come from.
+"""
+
+
+from counting import commands as c
+from counting import messages as m
+from counting.desk import Desk, Round, top_up
+from counting.leadership import Gathering, Leadership
+from counting.words import Session
+
+
+def acquire(lead: Leadership, desk: Desk, gathering: Gathering) -> None:
+    """All who wait, oldest first; top-ups only beyond them. The ledger grants what is free when it applies."""
+    pool, ledger = desk.pool, lead.ledger
+    generation, free = ledger.generation(pool), ledger.free(pool)
+    waiting = desk.wishes()
+    comes_back = any(isinstance(x, c.GiveBack) and x.pool.account == pool.account for x in gathering.commands)
+    spare = top_ups(lead, desk, free - len(desk.waiters))
+    if not (waiting and (free > 0 or comes_back)) and not spare:
+        return
+    wishes = [
+        c.Wish(session=session, pool=pool, generation=generation, waiting=count, spare=spare.pop(session, 0))
+        for session, count in waiting
+    ]
+    wishes += [
+        c.Wish(session=session, pool=pool, generation=generation, waiting=0, spare=count)
+        for session, count in spare.items()
+    ]
+    gathering.add(c.Acquire(wishes=tuple(wishes)))
+
+
+def top_ups(lead: Leadership, desk: Desk, free: int) -> dict[Session, int]:
+    limit, sessions = lead.ledger.limit(desk.pool), len(lead.heard)
+    if free <= 0:
+        return {}
+    wanted = {s: top_up(spare=n, free=free, limit=limit, sessions=sessions) for s, n in desk.spare.items()}
+    return {session: count for session, count in wanted.items() if count > 0}
+
+
+def begin(lead: Leadership, now: float) -> None:
+    """Only between batches: a grant that is on its way through the log must reach its holder before the recall."""
+    for desk in lead.busy.values():
+        if not desk.waiters or desk.round is not None or lead.ledger.free(desk.pool) > 0:
+            continue
+        lead.rounds += 1
+        # The term makes the number one that no other leader uses, ever.
+        number = (lead.term << 32) | lead.rounds
+        holders = lead.ledger.holders(desk.pool)
+        desk.begin(number, holders, now + lead.timing.recall_s)
+        for session in holders:
+            link = lead.links.get(session)
+            if link is not None:
+                lead.do(m.SendRecall(link=link, round=number, pool=desk.pool, cause=f"round {number}"))
+
+
+def close(lead: Leadership, desk: Desk, turn: Round) -> None:
+    """Everybody answered, their give-backs are applied, and a quorum confirmed us after that."""
+    desk.round = None
+    ledger, pool = lead.ledger, desk.pool
+    if turn.found or ledger.free(pool) > 0:
+        return  # something came back: it goes to the oldest, and who still waits gets a round of their own
+    draining = ledger.draining(pool)
+    if draining:
+        silent = tuple(dict.fromkeys(s.frontend for s in draining))
+        refuse_unproven(lead, desk, turn, "a frontend that is gone holds permits not yet counted", silent)
+    elif ledger.precautionary(pool):
+        refuse_unproven(lead, desk, turn, "a change of limits isn't acknowledged everywhere yet", ())
+    else:
+        for session, ids in desk.refuse(turn.bound).items():
+            desk.throttled += len(ids)
+            link = lead.links.get(session)
+            if link is not None:
+                lead.do(m.SendThrottled(
+                    link=link, pool=pool, waiting=ids, limit=ledger.limit(pool), in_use=ledger.charge(pool),
+                    round=turn.number, cause=f"round {turn.number}",
+                ))
+
+
+def refuse_unproven(lead: Leadership, desk: Desk, turn: Round, reason: str, silent: tuple[str, ...]) -> None:
+    for session, ids in desk.refuse(turn.bound).items():
+        link = lead.links.get(session)
+        if link is not None:
+            lead.do(m.SendUnavailable(
+                link=link, pool=desk.pool, waiting=ids, reason=reason, silent=silent, cause=f"round {turn.number}"
+            ))

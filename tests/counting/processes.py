@@ -1,0 +1,105 @@
+"""Three real counting processes over gRPC with mutual TLS on loopback: for the edge test and the benchmark."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from chassis import config
+from chassis.certificates import Authority, TlsFiles, write_private
+from chassis.config import NodeConfig
+from chassis.grpc_network import GrpcNetwork
+from chassis.rpc import Caller
+from counting.config import CountingConfig
+from tests.counting.region import counting
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Processes:
+    """Started by ``start``; ``close`` ends what is left and waits for it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.authority = Authority.create()
+        ports = _free_ports(3)
+        self.addresses = {counting(n).node: f"127.0.0.1:{port}" for n, port in enumerate(ports, start=1)}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def network(self, caller: Caller) -> GrpcNetwork:
+        return GrpcNetwork(self.authority.issue(caller))
+
+    def prepare(self, n: int) -> Path:
+        caller = counting(n)
+        folder = self.directory / caller.node
+        folder.mkdir(parents=True)
+        tls = self.authority.issue(caller)
+        files = TlsFiles(**{name: str(folder / f"{name}.pem") for name in ("authority", "certificate", "key")})
+        for name in ("authority", "certificate", "key"):
+            write_private(Path(getattr(files, name)), getattr(tls, name))
+        settings = CountingConfig(
+            node=NodeConfig(
+                service="counting", node=caller.node, az=caller.az, host=caller.host,
+                listen=self.addresses[caller.node], placement=(), tls=files,
+            ),
+            directory=str(folder / "raft"), members=self.addresses,
+        )
+        path = folder / "counting.toml"
+        path.write_text(config.dump(settings))
+        subprocess.run(
+            [sys.executable, "-m", "counting", "--config", str(path), "--init"], check=True, cwd=ROOT
+        )
+        return path
+
+    def launch(self, n: int) -> None:
+        name = counting(n).node
+        path = self.directory / name / "counting.toml"
+        log = (self.directory / name / "log").open("ab")
+        self.running[name] = subprocess.Popen(
+            [sys.executable, "-m", "counting", "--config", str(path)], cwd=ROOT, stderr=log
+        )
+        log.close()
+
+    def start(self) -> "Processes":
+        for n in (1, 2, 3):
+            self.prepare(n)
+        for n in (1, 2, 3):
+            self.launch(n)
+        return self
+
+    def kill(self, name: str) -> None:
+        process = self.running.pop(name)
+        process.kill()
+        process.wait(10)
+
+    def cpu_s(self, name: str) -> float:
+        """User and system time of a process so far."""
+        fields = Path(f"/proc/{self.running[name].pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> dict[str, int]:
+        """Ends all by SIGTERM; returns their exit statuses."""
+        for process in self.running.values():
+            process.send_signal(signal.SIGTERM)
+        statuses = {}
+        for name, process in self.running.items():
+            try:
+                statuses[name] = process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                statuses[name] = process.wait(10)
+        self.running = {}
+        return statuses
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,224 @@
+"""The ledger: totality, and random walks in which every frontend is honest and every rule is checked after each
+command."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from counting import commands as c
+from counting.ledger import STEP_CAP_S, Ledger
+from counting.snapshot import dump, load
+from counting.words import Incarnation, Pool, PoolKind, Session, reserved, unreserved
+
+A = "000000000000"
+REST, F = unreserved(A), reserved(A, "f")
+W1 = Incarnation(host="h1", nonce=1)
+S1 = Session(frontend="fe1", epoch=1)
+
+
+def apply(ledger: Ledger, *commands: c.Command) -> list[Any]:
+    results = ledger.apply(c.decode(c.encode(c.Batch(stamp=1.0, number=1, commands=commands))))
+    ledger.check()
+    assert dump(load(dump(ledger))) == dump(ledger)
+    return results
+
+
+def wish(session=S1, pool=REST, generation=0, waiting=1, spare=0) -> c.Acquire:
+    return c.Acquire(wishes=(
+        c.Wish(session=session, pool=pool, generation=generation, waiting=waiting, spare=spare),
+    ))
+
+
+@pytest.mark.parametrize("command", [
+    c.CloseSession(session=S1, sequence=1),
+    wish(),
+    wish(pool=F),
+    wish(pool=Pool(account=A, kind=PoolKind.PROVISIONED, function="f", qualifier="1")),
+    c.GiveBack(session=S1, sequence=1, pool=REST, count=10**9),
+    c.AckGeneration(session=S1, sequence=1, pool=REST, generation=99),
+    c.SetReserved(account=A, function="f", value=None),
+    c.SetReserved(account=A, function="f", value=10**9),
+    c.SetAccountLimit(account=A, limit=0),
+    c.LeaveWorker(incarnation=W1),
+    c.EvictWorker(incarnation=W1),
+    c.MarkDraining(session=S1),
+    c.CountBlocks(session=S1, runs=(c.Run(pool=REST, function="f", invocation="i", incarnation=W1),)),
+    c.EndOfInvocation(session=S1, pool=REST, invocation="i", incarnation=W1),
+], ids=lambda command: type(command).__name__)
+def test_no_command_raises_on_an_empty_ledger(command):
+    ledger = Ledger()
+    assert len(apply(ledger, command, command)) == 2
+
+
+def test_ledger_time_never_goes_back_and_moves_by_capped_steps():
+    ledger = Ledger()
+    for stamp, expected in [(1000.0, 1000.0), (990.0, 1000.0), (1005.0, 1005.0), (9e9, 1005.0 + STEP_CAP_S)]:
+        ledger.apply(c.Batch(stamp=stamp, number=1, commands=()))
+        assert ledger.time == expected
+
+
+def test_a_later_command_language_is_not_guessed_at():
+    data = c.encode(c.Batch(stamp=1.0, number=1, commands=(), version=c.VERSION + 1))
+    with pytest.raises(c.UnknownVersionError, match="upgrade"):
+        c.decode(data)
+
+
+def test_a_carved_permit_moves_and_is_not_made():
+    ledger = Ledger()
+    apply(ledger, c.SetAccountLimit(account=A, limit=200), c.OpenSession(frontend="fe1", nonce=1))
+    apply(ledger, wish(generation=1, waiting=200))
+    apply(ledger, c.SetReserved(account=A, function="f", value=50))
+    assert ledger.free(F) == 0
+    assert ledger.precautionary(F)
+    apply(ledger, c.AckGeneration(session=S1, sequence=1, pool=REST, generation=2, moved=(("f", 30),)))
+    assert (ledger.charge(F), ledger.free(F)) == (30, 0)
+    apply(ledger, c.GiveBack(session=S1, sequence=2, pool=REST, count=60))
+    assert ledger.free(F) == 20
+    assert ledger.free(REST) == 10
+    apply(ledger, c.GiveBack(session=S1, sequence=3, pool=REST, count=30, function="f"))
+    assert ledger.charge(F) == 0
+
+
+class Walk(RuleBasedStateMachine):
+    """Honest frontends over a small account. ``running`` is the truth that limits are about."""
+
+    LIMIT = 120
+
+    def __init__(self):
+        super().__init__()
+        self.ledger = Ledger()
+        apply(self.ledger, c.SetAccountLimit(account=A, limit=self.LIMIT))
+        apply(self.ledger, c.JoinWorker(incarnation=W1, timeout_cap_s=1))
+        self.sessions: dict[Session, Any] = {}
+        self.nonce = 0
+        self.ids = 0
+
+    def live(self):
+        return sorted(s for s in self.sessions if self.ledger.is_live(s))
+
+    def say(self, session, make):
+        state = self.sessions[session]
+        state["sequence"] += 1
+        return apply(self.ledger, make(state["sequence"]))[0]
+
+    def block(self, session, pool):
+        return self.ledger._size(session, pool)
+
+    @rule(frontend=st.sampled_from(["fe1", "fe2"]))
+    def open(self, frontend):
+        self.nonce += 1
+        [opened] = apply(self.ledger, c.OpenSession(frontend=frontend, nonce=self.nonce))
+        self.sessions[opened.session] = {"sequence": 0, "runs": {}}
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), waiting=st.integers(0, 90), spare=st.integers(0, 20), pool=st.sampled_from([REST, F]))
+    def acquire(self, data, waiting, spare, pool):
+        session = data.draw(st.sampled_from(self.live()))
+        generation = self.ledger.generation(pool)
+        before = self.ledger.free(pool)
+        acquire = wish(session=session, pool=pool, generation=generation, waiting=waiting, spare=spare)
+        [done] = apply(self.ledger, acquire)
+        got = sum(grant.waiting + grant.spare for grant in done.grants)
+        assert got <= before
+        if got:
+            assert self.ledger.charge(pool) <= self.ledger.limit(pool)
+            assert self.ledger.account(A).total() <= self.ledger.account(A).limit
+        runs = self.sessions[session]["runs"]
+        apart = "f" in self.ledger.account(A).reserved  # who knows the generation doesn't start f from the rest
+        for _ in range(got // 2):
+            self.ids += 1
+            runs[f"i{self.ids}"] = (pool, "f" if pool == F or (self.ids % 2 and not apart) else "g")
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), pool=st.sampled_from([REST, F]))
+    def give_back_idle(self, data, pool):
+        session = data.draw(st.sampled_from(self.live()))
+        running = sum(p == pool for p, _ in self.sessions[session]["runs"].values())
+        idle = self.block(session, pool) - running
+        assert idle >= 0, "the ledger took a permit away that runs"
+        self.say(session, lambda n: c.GiveBack(session=session, sequence=n, pool=pool, count=idle))
+
+    @precondition(lambda self: any(state["runs"] for state in self.sessions.values()))
+    @rule(data=st.data())
+    def end(self, data):
+        session = data.draw(st.sampled_from(sorted(s for s, state in self.sessions.items() if state["runs"])))
+        state = self.sessions[session]
+        invocation = data.draw(st.sampled_from(sorted(state["runs"])))
+        pool, function = state["runs"].pop(invocation)
+        if self.ledger.is_live(session):
+            self.say(session, lambda n: c.GiveBack(session=session, sequence=n, pool=pool, count=1, function=function))
+        else:
+            apply(self.ledger, c.EndOfInvocation(session=session, pool=pool, invocation=invocation, incarnation=W1))
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), pool=st.sampled_from([REST, F]))
+    def acknowledge(self, data, pool):
+        session = data.draw(st.sampled_from(self.live()))
+        mine = [f for p, f in self.sessions[session]["runs"].values() if p == pool]
+        idle = self.block(session, pool) - len(mine)
+        self.say(session, lambda n: c.GiveBack(session=session, sequence=n, pool=pool, count=idle))
+        generation = self.ledger.generation(pool)
+        self.say(session, lambda n: c.AckGeneration(
+            session=session, sequence=n, pool=pool, generation=generation, moved=(("f", mine.count("f")),)
+        ))
+
+    @rule(value=st.sampled_from([None, 0, 3, 15]))
+    def set_reserved(self, value):
+        apply(self.ledger, c.SetReserved(account=A, function="f", value=value))
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def fall_silent(self, data):
+        apply(self.ledger, c.MarkDraining(session=data.draw(st.sampled_from(self.live()))))
+
+    @rule()
+    def count(self):
+        for session in sorted(s for s in self.sessions if self.ledger.is_draining(s)):
+            runs = tuple(
+                c.Run(pool=pool, function=function, invocation=i, incarnation=W1)
+                for i, (pool, function) in self.sessions[session]["runs"].items()
+            )
+            apply(self.ledger, c.CountBlocks(session=session, runs=runs))
+
+    @invariant()
+    def what_runs_is_covered(self):
+        """Conservation: every run has its permit in the ledger, in the pool that it was taken from (invariant 1)."""
+        for session, state in self.sessions.items():
+            for pool in (REST, F):
+                running = sum(p == pool for p, _ in state["runs"].values())
+                assert running <= self.block(session, pool), (session, pool, running)
+        total = sum(len(state["runs"]) for state in self.sessions.values())
+        assert total <= self.ledger.account(A).total() <= self.LIMIT
+
+    @invariant()
+    def runs_of_a_moved_function_are_charged_to_its_pool(self):
+        """Rule 9: a function with a reservation never runs more than the pool is charged for, wherever it was
+        admitted."""
+        if "f" in self.ledger.account(A).reserved:
+            running = sum(f == "f" for state in self.sessions.values() for _, f in state["runs"].values())
+            assert running <= self.ledger.charge(F), (running, self.ledger.charge(F))
+
+    def teardown(self):
+        """Invariant 2: when everything has ended, everything is free."""
+        for session, state in self.sessions.items():
+            if self.ledger.is_live(session):
+                apply(self.ledger, c.MarkDraining(session=session))
+            state["runs"].clear()
+        self.count()
+        for session in list(self.ledger.sessions):
+            for run in list(self.ledger.sessions[session].runs):
+                apply(self.ledger, c.EndOfInvocation(
+                    session=session, pool=run.pool, invocation=run.invocation, incarnation=run.incarnation
+                ))
+        assert self.ledger.account(A).total() == 0
+        assert not self.ledger.sessions
+
+
+TestWalk = Walk.TestCase
+TestWalk.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
