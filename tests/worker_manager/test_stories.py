@@ -1,0 +1,348 @@
+"""Stories of a worker manager: read tests/worker_manager/stories."""
+
+from tests.worker_manager.pool import (
+    ME,
+    busy,
+    feed,
+    granted,
+    idle,
+    inventory,
+    key,
+    new_core,
+    placed,
+    ready,
+    reserve,
+    warm,
+)
+from worker_manager.messages import (
+    Cancel,
+    CreateFailed,
+    FrontendLeft,
+    Gone,
+    Leave,
+    Lost,
+    NoCapacity,
+    Placed,
+    Raised,
+    RegionSeen,
+    Release,
+    Revised,
+    RoleGiven,
+    SandboxFacts,
+    StaleLease,
+    Tick,
+    WorkerAway,
+    WorkerReturned,
+)
+
+W1, W2, W3 = "worker-az1", "worker-az2", "worker-az3"
+FRONT, OTHER = "frontend-az1", "frontend-az2"
+
+
+def release(cause, sequence, frontend=FRONT):
+    return Release(frontend=frontend, sandbox=f"s-{cause}", sequence=sequence)
+
+
+def raised(cause, sequence, *, still=False):
+    return Raised(worker=W1, sandbox=f"s-{cause}", sequence=sequence, busy=still)
+
+
+def gone(cause, worker=W1):
+    return Gone(worker=worker, sandbox=f"s-{cause}", reason="destroyed")
+
+
+def test_a_cold_start_then_warm(story):
+    story(new_core(W1, W2), [
+        (1.0, reserve("a")),
+        (1.001, placed("a", W1, W2)),
+        (1.06, ready("a")),
+        (1.06, busy("a")),
+        (1.07, idle("a")),
+        "The frontend lingers, then lets go; the next request finds it idle.",
+        (1.12, release("a", 1)),
+        (2.0, reserve("b", frontend=OTHER)),
+        "A late word about the first holder changes nothing.",
+        (2.0, idle("a", sequence=1)),
+    ])
+
+
+def test_the_most_recently_used_is_reused(story):
+    core = new_core(W1)
+    for cause in "abc":
+        feed(core, [(1.0, reserve(cause)), (1.0, placed(cause, W1)), (1.0, ready(cause)), (1.0, busy(cause))])
+    for at, cause in ((2.0, "b"), (2.1, "c"), (2.2, "a")):
+        feed(core, [(at, idle(cause)), (at, release(cause, 1))])
+    story(core, [(3.0, reserve("d")), (3.0, reserve("e")), (3.0, reserve("f"))])
+
+
+def test_no_storm(story):
+    story(new_core(W1, W2), [
+        "Three at once: three sandboxes, whichever comes first serves the oldest.",
+        (1.0, reserve("a")), (1.0, reserve("b")), (1.0, reserve("c")),
+        (1.0, placed("a", W1)), (1.0, placed("b", W2)), (1.0, placed("c", W1)),
+        (1.1, ready("c")), (1.1, busy("c")),
+        "It runs short: it is free again before the others are ready, and takes the next. No linger: others wait.",
+        (1.15, idle("c")), (1.15, busy("c", 2)),
+        (1.2, ready("b", W2)),
+        "Nobody waits for the third: it is kept.",
+        (1.3, ready("a")),
+        (1.4, reserve("d")),
+    ])
+
+
+def test_a_waiter_that_gives_up_leaves_its_sandbox(story):
+    story(new_core(W1), [
+        (1.0, reserve("a", deadline_s=0.05)),
+        (1.0, placed("a", W1)),
+        "Its deadline passes.",
+        (1.05, Tick()),
+        (1.1, ready("a")),
+        "Another one cancels.",
+        (1.2, reserve("b")), (1.2, reserve("c")), (1.2, Cancel(frontend=FRONT, cause="c")),
+        (1.2, placed("c", W1)), (1.3, ready("c")),
+    ])
+
+
+def test_lingering_is_recalled_before_a_cold_start(story):
+    core = new_core(W1)
+    feed(core, [(1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, ready("a")), (1.0, busy("a"))])
+    story(core, [
+        (1.1, idle("a")),
+        "Another frontend needs it while the first lingers: the worker raises the sequence.",
+        (1.11, reserve("b", frontend=OTHER)),
+        (1.111, raised("a", 2)),
+        (1.2, busy("a", 3)), (1.3, idle("a", 3)),
+        "The same, but the holder had just started again: now a sandbox is made; the old one comes free for good.",
+        (1.31, reserve("c")),
+        (1.311, raised("a", 4, still=True)),
+        (1.312, placed("c", W1)),
+        (1.4, idle("a", 4)),
+    ])
+
+
+def test_a_kept_or_unused_reservation_is_taken_back(story):
+    core = new_core(W1)
+    feed(core, [(1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, ready("a")), (1.0, busy("a")), (1.1, idle("a"))])
+    story(core, [
+        "No Release came: after the linger and its grace.",
+        (1.36, Tick()),
+        (1.361, raised("a", 2)),
+        "Reserved and never started.",
+        (2.0, reserve("b")),
+        (7.0, Tick()),
+        (7.0, raised("a", 4)),
+        "The frontend goes: what it keeps is taken back, what it runs goes on.",
+        (8.0, reserve("c")),
+        (8.0, FrontendLeft(frontend=FRONT)),
+        (8.0, raised("a", 6)),
+        (9.0, reserve("d")), (9.0, busy("a", 7)),
+        (9.1, FrontendLeft(frontend=FRONT)),
+        (9.9, idle("a", 7)),
+    ])
+
+
+def test_a_full_worker_and_then_the_next(story):
+    story(new_core(W1, W2), [
+        (1.0, reserve("a")),
+        (1.0, placed("a", W1, W2)),
+        (1.01, NoCapacity(worker=W1, sandbox="s-a", reason="process limit", memory_free_mb=0)),
+        (1.02, NoCapacity(worker=W2, sandbox="s-a", reason="process limit", memory_free_mb=64)),
+        "Placement is away: the manager ranks by itself, and finds no room.",
+        (2.0, reserve("b")),
+        (2.2, Placed(sandbox="s-b", workers=None, cause="b")),
+    ])
+
+
+def test_idle_sandboxes_make_room(story):
+    core = new_core(W1, memory_mb=512)
+    for at, name in ((1.0, "x"), (2.0, "y"), (3.0, "z")):
+        warm(core, name, at, name=name)
+        feed(core, [(at, release(name, 1))])
+    story(core, [
+        "128 MB are free, 384 MB are asked for: the two longest idle go, the third stays.",
+        (4.0, reserve("a", memory_mb=384)),
+        (4.0, placed("a", refusal="384 MB fit on none of 1 workers")),
+        (4.1, gone("x")),
+        (4.2, gone("y")),
+        "Nothing idle would be enough.",
+        (5.0, reserve("b", name="g", memory_mb=384)),
+        (5.0, placed("b", refusal="384 MB fit on none of 1 workers")),
+    ])
+
+
+def test_a_failed_create_is_told_once(story):
+    failed = CreateFailed(worker=W1, sandbox="s-a", error_type="Code.Missing", message="no such archive")
+    story(new_core(W1), [
+        (1.0, reserve("a")), (1.0, reserve("b")),
+        (1.0, placed("a", W1)), (1.0, placed("b", W1)),
+        (1.1, failed),
+        (1.2, ready("b")),
+        "A sandbox that vanishes while it starts is made again, a few times.",
+        (2.0, reserve("c", name="g")), (2.0, placed("c", W1)), (2.1, gone("c")),
+        (2.1, Placed(sandbox="s-c-1", workers=(W1,), cause="c")), (2.2, gone("c-1")),
+        (2.2, Placed(sandbox="s-c-2", workers=(W1,), cause="c")), (2.3, gone("c-2")),
+    ])
+
+
+def test_a_new_revision_retires_the_old(story):
+    core = new_core(W1)
+    for cause in "abc":
+        feed(core, [(1.0, reserve(cause)), (1.0, placed(cause, W1)), (1.0, ready(cause)), (1.0, busy(cause))])
+    feed(core, [(1.1, idle("a")), (1.1, release("a", 1)), (1.15, idle("b"))])
+    story(core, [
+        "One is idle, one is kept by its frontend, one runs.",
+        (1.16, Revised(function=key(revision=2), deleted=False)),
+        (1.17, raised("b", 2)),
+        (1.9, idle("c")),
+        (2.0, gone("a")), (2.0, gone("b")), (2.0, gone("c")),
+        "A frontend that is behind still gets the old revision, without linger.",
+        (3.0, reserve("d")), (3.0, placed("d", W1)), (3.1, ready("d")), (3.1, busy("d")), (3.2, idle("d")),
+        "The function is deleted.",
+        (4.0, reserve("e", revision=2)), (4.0, placed("e", W1)), (4.1, ready("e")), (4.1, busy("e")),
+        (4.2, Revised(function=key(revision=2), deleted=True)),
+        (4.3, idle("e")),
+    ])
+
+
+def test_a_lease_ends(story):
+    core = new_core()
+    feed(core, [(0.0, granted(W1, soft_end_s=100.0, hard_end_s=1100.0)), (0.0, inventory(W1))])
+    feed(core, [(0.0, granted(W2)), (0.0, inventory(W2))])
+    for cause in "abcd":
+        feed(core, [(1.0, reserve(cause)), (1.0, placed(cause, W1)), (1.0, ready(cause)), (1.0, busy(cause))])
+    feed(core, [(99.0, idle("a")), (99.0, release("a", 1)), (99.95, idle("b")), (99.9, reserve("e", name="g"))])
+    feed(core, [(99.9, Placed(sandbox="s-e", workers=(W1,), cause="e"))])
+    story(core, [
+        "One is idle, one is kept, two run, one starts.",
+        (100.0, Tick()),
+        (100.01, raised("b", 2)),
+        (100.1, gone("a")), (100.1, gone("b")),
+        "The one that starts is not used any more: its request gets another, elsewhere.",
+        (100.2, ready("e")), (100.2, Placed(sandbox="s-e-1", workers=(W1, W2), cause="e")), (100.3, gone("e")),
+        (150.0, idle("c")), (150.0, gone("c")),
+        (400.0, idle("d")), (400.1, gone("d")),
+        (400.2, WorkerReturned(worker=W1, lease=1)),
+    ])
+
+
+def test_a_lease_ends_without_placement_or_worker(story):
+    core = new_core()
+    feed(core, [(0.0, granted(W1, soft_end_s=3000.0, hard_end_s=1900.0)), (0.0, inventory(W1))])
+    feed(core, [(1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, ready("a")), (1.0, busy("a"))])
+    story(core, [
+        "The drain must fit before the hard end, whatever the soft end says.",
+        (1000.0, Tick()),
+        (1001.0, WorkerAway(worker=W1, lease=1)),
+        (1002.0, inventory(W1, sandboxes=[
+            SandboxFacts(sandbox="s-a", function=key(), sequence=1, state="busy", memory_mb=128)])),
+        "It never ended: at the hard end the worker is nobody's.",
+        (1900.0, Tick()),
+        "A worker that was never reached is given back at once.",
+        (2000.0, granted(W2, soft_end_s=10.0, hard_end_s=1000.0)),
+        (2010.0, Tick()),
+    ])
+
+
+def test_a_worker_is_lost_and_found(story):
+    core = new_core(W1, W2)
+    for cause in "ab":
+        feed(core, [(1.0, reserve(cause)), (1.0, placed(cause, W1)), (1.0, ready(cause)), (1.0, busy(cause))])
+    feed(core, [(1.1, idle("a")), (1.1, release("a", 1)), (1.2, reserve("c", name="g")), (1.2, placed("c", W1))])
+    story(core, [
+        "The stream breaks: what waited for it goes elsewhere.",
+        (2.0, WorkerAway(worker=W1, lease=1)),
+        (2.0, Placed(sandbox="s-c-1", workers=(W1, W2), cause="c")),
+        "The same lease again: rights given under it might still be used, so they are raised.",
+        (2.5, inventory(W1, free_mb=768, sandboxes=[
+            SandboxFacts(sandbox="s-a", function=key(), sequence=1, state="idle", memory_mb=128),
+            SandboxFacts(sandbox="s-b", function=key(), sequence=1, state="busy", memory_mb=128)])),
+        (2.6, raised("a", 2)),
+        (2.7, idle("b")),
+        (2.8, reserve("d")),
+        "The worker was given to another manager, or has died.",
+        (3.0, StaleLease(worker=W1, lease=1, highest=2)),
+        (3.1, Lost(worker=W2, lease=1, reason="the worker is dead")),
+    ])
+
+
+def test_take_over_keeps_the_sandboxes(story):
+    core = new_core()
+    story(core, [
+        "Requests come before the workers do: they wait.",
+        (1.0, granted(W1, lease=2)),
+        (1.1, reserve("x")), (1.1, reserve("y", name="g")),
+        (1.2, inventory(W1, lease=2, sandboxes=[
+            SandboxFacts(sandbox="s-a", function=key(), sequence=5, state="idle", memory_mb=128),
+            SandboxFacts(sandbox="s-b", function=key("g"), sequence=2, state="starting", memory_mb=128)])),
+        (1.3, ready("b")),
+        "Said again, and of an older lease: nothing. A higher number: adopted anew.",
+        (2.0, granted(W1, lease=2)), (2.0, WorkerAway(worker=W1, lease=1)),
+        (2.1, granted(W1, lease=4)),
+    ])
+
+
+def test_without_workers_requests_wait_a_little(story):
+    core = new_core()
+    story(core, [
+        (1.0, reserve("a")),
+        (2.0, Tick()),
+        (2.1, reserve("b")),
+        (3.0, granted(W1)), (3.1, inventory(W1)),
+        (3.2, reserve("c", runtime="ruby3.4")),
+        (5.5, Tick()),
+        (5.6, reserve("d", runtime="ruby3.4")),
+    ])
+
+
+def test_roles_and_owners(story):
+    core = new_core(W1)
+    others = tuple(sorted([ME, "worker_manager-az2"]))
+    story(core, [
+        (1.0, RegionSeen(owners_version=2, owners=others)),
+        (1.1, reserve("a", name="f")), (1.1, reserve("b", name="h")),
+        "A function that moves while requests wait.",
+        (1.2, RegionSeen(owners_version=3, owners=("worker_manager-az2",))),
+        (1.3, RoleGiven(active=False, term=2)),
+        (1.4, reserve("c")),
+        "An order of an earlier term is ignored.",
+        (1.5, RoleGiven(active=True, term=1)),
+        (1.6, reserve("d")),
+    ])
+
+
+def test_a_draining_worker_gets_nothing_new(story):
+    core = new_core(W1, W2)
+    warm(core, "a")
+    feed(core, [(0.0, release("a", 1))])
+    story(core, [
+        (1.0, RegionSeen(owners_version=1, owners=(ME,), unusable=frozenset({W1}))),
+        (1.1, reserve("b")), (1.1, placed("b", W1, W2)),
+        "It answers again, and what is idle there serves the one who waits.",
+        (1.2, RegionSeen(owners_version=1, owners=(ME,))),
+    ])
+
+
+def test_bounds(story):
+    core = new_core(W1, scaling_burst=2, scaling_per_s=1.0, waiting_per_function_max=3, waiting_max=4, idle_max=1)
+    story(core, [
+        (1.0, reserve("a")), (1.0, reserve("b")), (1.0, reserve("c")),
+        "Half a second later half a token; a whole one later.",
+        (1.5, reserve("d")), (2.0, reserve("e")), (2.0, reserve("f")),
+        (2.0, reserve("g", name="g")), (2.0, reserve("h", name="g")),
+        "Two became idle and one is kept.",
+        (3.0, placed("a", W1)), (3.0, Cancel(frontend=FRONT, cause="a")), (3.0, Cancel(frontend=FRONT, cause="b")),
+        (3.0, Cancel(frontend=FRONT, cause="e")), (3.1, ready("a")),
+        (3.1, placed("b", W1)), (3.2, ready("b")),
+        (603.2, Tick()),
+    ])
+
+
+def test_leaving_hands_the_workers_over_as_they_are(story):
+    core = new_core(W1, W2)
+    warm(core, "a")
+    story(core, [
+        (1.0, reserve("b", name="g")),
+        (1.1, Leave()),
+        (1.2, reserve("c")),
+        (1.3, granted(W3)),
+    ])

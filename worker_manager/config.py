@@ -1,0 +1,42 @@
+"""Settings of a worker manager.
+
+Owns the numbers and the relations between them. ``PoolConfig`` is what the core decides by.
+"""
+
+from dataclasses import dataclass, field
+
+from chassis.config import NodeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    linger_s: float = 0.05              # for how long after an END the frontend may start again without asking
+    release_grace_s: float = 0.2        # on top, for its Release to arrive; then the reservation is taken back
+    unstarted_s: float = 5.0            # a reservation under which nothing began by then is taken back
+    idle_s: float = 600.0               # idle sandboxes are destroyed after this
+    idle_max: int = 1000                # idle sandboxes kept at most; the longest idle goes first
+    waiting_per_function_max: int = 2000
+    waiting_max: int = 10_000
+    scaling_burst: int = 1000           # new sandboxes per function at once
+    scaling_per_s: float = 100.0        # and refilled at this rate: 1,000 per 10 s
+    settle_s: float = 2.0               # after becoming active, requests wait for the first workers this long
+    lease_drain_s: float = 900.0        # before the hard end: the longest function timeout (times the time scale)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.linger_s <= 1:
+            raise ValueError(f"linger_s is {self.linger_s}, it must lie between 0 and 1: it holds sandboxes back")
+        if self.unstarted_s <= self.linger_s + self.release_grace_s:
+            raise ValueError("unstarted_s must be longer than linger_s and release_grace_s together")
+        if self.scaling_burst < 1 or self.scaling_per_s <= 0:
+            raise ValueError("scaling_burst must be at least 1 and scaling_per_s above 0")
+        if not 0 < self.waiting_per_function_max <= self.waiting_max:
+            raise ValueError("waiting_per_function_max must lie between 1 and waiting_max")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerConfig:
+    """A worker manager's configuration file: [node], [pool], deadlines towards placement."""
+
+    node: NodeConfig
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    place_s: float = 0.2                # deadline of one Place call; after it the manager ranks by itself
