@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from chassis.certificates import TlsFiles
 from chassis.clock import Clock
@@ -36,6 +37,7 @@ from storage.memory import MemoryBlobs, MemoryMetadata
 Answer = counting_pb2.FrontendAnswer
 Frame = worker_pb2.InvokeFrame
 ACCOUNT = "000000000000"
+COLD = worker_pb2.ColdPhases(place_ms=1, code_ms=3, sandbox_ms=9, runtime_ms=45, init_ms=2)
 
 
 class Plain:
@@ -48,14 +50,9 @@ class Plain:
         return encrypted
 
 
-def put_all(outbox, *answers) -> None:
-    for answer in answers:
-        outbox.put(answer)
-
-
 @dataclass
 class Block:
-    outbox: Outbox
+    outbox: Outbox[Any]
     link: int
     size: int = 0
     applied: int = 0
@@ -94,8 +91,8 @@ class MemoryCounting:
     def granted(self) -> int:
         return sum(block.size for block in self.blocks.values())
 
-    async def frontend(self, stream: Stream, caller: Caller) -> None:
-        outbox: Outbox = Outbox(stream)
+    async def frontend(self, stream: Stream[Any, Any], caller: Caller) -> None:
+        outbox: Outbox[Any] = Outbox(stream)
         try:
             await converse(stream, outbox, lambda message: self.hear(caller.node, outbox, message))
         finally:
@@ -173,7 +170,7 @@ class Sandbox:
     worker: "MemoryWorker"
     function: common_pb2.FunctionId
     sequence: int = 1
-    holder: Outbox | None = None
+    holder: Outbox[Any] | None = None
     used: int = 0
 
 
@@ -197,8 +194,8 @@ class MemoryManager:
         handlers.bidi(worker_manager_rpc.RESERVE, self.reserve)
         return handlers
 
-    async def reserve(self, stream: Stream, caller: Caller) -> None:
-        outbox: Outbox = Outbox(
+    async def reserve(self, stream: Stream[Any, Any], caller: Caller) -> None:
+        outbox: Outbox[Any] = Outbox(
             stream, combine=lambda replies: worker_manager_pb2.ManagerReplies(replies=replies)
         )
 
@@ -245,7 +242,7 @@ class MemoryManager:
                 lease=1, sandbox=sandbox.name, sequence=sandbox.sequence,
             ),
             cold=cold, linger_s=self.linger_s,
-            phases=worker_pb2.ColdPhases(place_ms=1, code_ms=3, sandbox_ms=9, runtime_ms=45, init_ms=2) if cold else None,
+            phases=COLD if cold else None,
         )
         outbox.put(worker_manager_pb2.ManagerReply(invocation=request.invocation, reserved=reply))
 
@@ -281,7 +278,7 @@ class MemoryWorker:
         self.hold: asyncio.Event | None = None           # set: results wait for it
         self.hold_end: asyncio.Event | None = None       # set: ENDs wait for it
         self.function: Callable[[bytes], bytes] = lambda payload: payload
-        self.outboxes: dict[str, Outbox] = {}            # by frontend: its newest stream
+        self.outboxes: dict[str, Outbox[Any]] = {}            # by frontend: its newest stream
         self.owners: dict[str, str] = {}                 # invocation -> frontend
         self.tasks = Tasks()
 
@@ -290,10 +287,15 @@ class MemoryWorker:
         handlers.bidi(worker_rpc.INVOKE, self.invoke)
         return handlers
 
-    async def invoke(self, stream: Stream, caller: Caller) -> None:
-        outbox: Outbox = Outbox(stream, combine=lambda frames: worker_pb2.InvokeFrames(frames=frames))
+    async def invoke(self, stream: Stream[Any, Any], caller: Caller) -> None:
+        outbox: Outbox[Any] = Outbox(stream, combine=lambda frames: worker_pb2.InvokeFrames(frames=frames))
         self.outboxes[caller.node] = outbox
-        await converse(stream, outbox, lambda frames: [self.hear(caller.node, frame) for frame in frames.frames])
+
+        def hear(frames) -> None:
+            for frame in frames.frames:
+                self.hear(caller.node, frame)
+
+        await converse(stream, outbox, hear)
 
     def say(self, invocation: str, **frame) -> None:
         self.outboxes[self.owners[invocation]].put(Frame(invocation=invocation, **frame))
@@ -314,10 +316,9 @@ class MemoryWorker:
                 if frame.chunk.last:
                     self.begin(invocation, run)
             case "credit":
-                run = self.running.get(invocation)
-                if run is not None:
-                    run.credit += frame.credit.bytes
-                    self.pump(invocation, run)
+                if invocation in self.running:
+                    self.running[invocation].credit += frame.credit.bytes
+                    self.pump(invocation, self.running[invocation])
             case "cancel":
                 if invocation in self.ended:
                     self.say(invocation, end=Frame.End())
@@ -397,7 +398,7 @@ class MemoryPlacement:
 
     def __init__(self) -> None:
         self.view = placement_pb2.RegionView(term=1, version=0, active=True, leader="placement-1", whole=True)
-        self.outboxes: list[Outbox] = []
+        self.outboxes: list[Outbox[Any]] = []
 
     def handlers(self) -> Handlers:
         handlers = Handlers()
@@ -414,8 +415,8 @@ class MemoryPlacement:
         for outbox in self.outboxes:
             outbox.put(self.view)
 
-    async def register(self, stream: Stream, caller: Caller) -> None:
-        outbox: Outbox = Outbox(stream)
+    async def register(self, stream: Stream[Any, Any], caller: Caller) -> None:
+        outbox: Outbox[Any] = Outbox(stream)
         self.outboxes.append(outbox)
         outbox.put(self.view)
         try:
