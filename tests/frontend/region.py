@@ -125,6 +125,7 @@ class MemoryCounting:
             self.pending.discard(node)
         elif kind == "goodbye":
             assert block.size == 0, "goodbye with permits in hand"
+            self.say(node, fenced=Answer.Fenced())
             del self.blocks[node]
         self.advance()
 

@@ -1,5 +1,8 @@
 """What admission does, told event by event: read the golden files in stories/."""
 
+from pathlib import Path
+
+from frontend import core as core_module
 from frontend import messages as m
 from frontend.core import FrontendCore, Timing
 from frontend.permits import Block, reserved, unreserved
@@ -172,3 +175,8 @@ def test_leaving_gives_everything_back_and_says_goodbye(story):
     block = block_of(core)
     story(core, [(0.2, m.Leave()), (0.3, wanted(2))])
     story(core, ["the last invocation ends", *end(core, block)])
+
+
+def test_the_readme_shows_the_table():
+    readme = Path(core_module.__file__).with_name("README.md").read_text()
+    assert core_module.TRANSITIONS.mermaid() in readme
