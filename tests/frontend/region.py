@@ -37,6 +37,7 @@ from storage.memory import MemoryBlobs, MemoryMetadata
 Answer = counting_pb2.FrontendAnswer
 Frame = worker_pb2.InvokeFrame
 ACCOUNT = "000000000000"
+NO_TLS = TlsFiles(authority="", certificate="", key="")
 COLD = worker_pb2.ColdPhases(place_ms=1, code_ms=3, sandbox_ms=9, runtime_ms=45, init_ms=2)
 
 
@@ -276,6 +277,7 @@ class MemoryWorker:
         self.starts: list[str] = []
         self.peak = 0
         self.refuse: list[Frame.NeverStarted] = []
+        self.takes_s = 0.0
         self.hold: asyncio.Event | None = None           # set: results wait for it
         self.hold_end: asyncio.Event | None = None       # set: ENDs wait for it
         self.function: Callable[[bytes], bytes] = lambda payload: payload
@@ -366,6 +368,8 @@ class MemoryWorker:
     async def run(self, invocation: str, run: Run) -> None:
         if self.hold is not None:
             await self.hold.wait()
+        if self.takes_s:
+            await asyncio.sleep(self.takes_s)
         payload = self.function(bytes(run.data))
         whole = len(payload) <= 64 * 1024
         self.say(invocation, response=Frame.Response(
@@ -452,8 +456,12 @@ class Region:
         ))
         return server.address
 
+    async def start_counting(self) -> tuple[str, ...]:
+        """The ledger's members; their addresses."""
+        return (await self.serve("counting", "counting-az1", self.counting.handlers()),)
+
     async def start(self, frontends: int = 1) -> None:
-        counting = await self.serve("counting", "counting-az1", self.counting.handlers())
+        counting = await self.start_counting()
         for worker in self.workers:
             worker.address = await self.serve(
                 "worker", worker.node, worker.handlers(), worker.incarnation.host
@@ -468,9 +476,9 @@ class Region:
                 FrontendConfig(
                     node=NodeConfig(
                         service="frontend", node=node, az=f"az{number}", host=f"h{number}", listen="mem:0",
-                        placement=(placement,), tls=TlsFiles(authority="", certificate="", key=""), check=True,
+                        placement=(placement,), tls=NO_TLS, check=True,
                     ),
-                    counting=(counting,), store="memory:", key_file="", permit_s=1.0,
+                    counting=counting, store="memory:", key_file="", permit_s=1.0,
                 ),
                 World(
                     network=self.fabric.network(caller), clock=self.clock, rng=random.Random(number),

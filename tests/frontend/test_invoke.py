@@ -187,6 +187,26 @@ async def test_a_worker_that_is_away_is_a_definite_no():
         await until(lambda: held(made) == 0)
 
 
+async def test_a_worker_that_never_says_welcome_is_given_up_as_a_definite_no():
+    async with region() as made:
+        made.workers[0].hear = lambda frontend, frame: None
+        with pytest.raises(Unavailable, match="unreachable"):
+            await made.invoke()
+        await until(lambda: held(made) == 0)
+        assert made.workers[0].starts == []
+
+
+async def test_a_worker_that_left_the_region_is_forgotten():
+    async with region() as made:
+        await made.invoke()
+        await until(lambda: held(made) == 0)
+        frontend = made.frontends[0]
+        assert frontend.workers._links
+        nodes = [node for node in made.nodes if node.service != "worker"]
+        made.placement.publish(nodes, [(made.manager.node, made.servers[made.manager.node].address)])
+        await until(lambda: not frontend.workers._links)
+
+
 async def test_a_client_that_goes_leaves_the_invocation_running_and_its_permit_taken():
     async with region(limit=1) as made:
         worker = made.workers[0]
