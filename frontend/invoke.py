@@ -77,6 +77,7 @@ class FunctionInvoker:
             function_error=answered.function_error or None,
             executed_version=result.executed_version or request.function.version,
             log_tail=result.log_tail if request.log_tail else None,
+            phases=phases.shown(),
         )
 
     async def _attempts(self, request: InvokeRequest, phases: Phases) -> Answered:

@@ -12,6 +12,7 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.directory import Directory
+from chassis.faults import Fault
 from chassis.machine import Trace
 from chassis.process import Tasks
 from chassis.rpc import Handlers, Network, Server
@@ -42,7 +43,9 @@ from storage.interfaces import BlobStore, MetadataStore
 
 _log = structlog.get_logger(__name__)
 
-VIEW_S = 5.0    # how long the start waits for the region's first view
+VIEW_S = 1.0    # how long the start waits for the region's first view
+
+GOODBYE_S = 1.0  # how long a drained frontend waits for the ledger to close its session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +167,13 @@ class FrontendService:
         await running()
         self.lingering.close()
         self.admission.feed(m.Leave())
-        await self._follower.withdraw()
+        if not await self._counting.goodbye(GOODBYE_S):
+            _log.warning("no goodbye from the ledger: it counts what is held here by the workers' word")
         await self._settler.close()
+        try:
+            await self._follower.withdraw()
+        except Fault as fault:
+            _log.warning("metadata lease not given back", fault=fault.message)
         await self.close()
 
     async def close(self) -> None:

@@ -29,6 +29,7 @@ OPERATION = "Invoke"
 ACTION = "InvokeFunction"
 PREFIX = b"/2015-03-31/functions/"
 SUFFIX = b"/invocations"
+EXPLAIN = b"x-labda-explain"   # ours: "1" asks for x-labda-phases, where the time went in ms (permit=0.1,place=1,run=2)
 PAYLOAD_BYTES_MAX = 6_291_456
 CLIENT_CONTEXT_BYTES_MAX = 3583
 TRACE_BYTES_MAX = 1024
@@ -50,6 +51,7 @@ class Asked:
     log_tail: bool
     client_context: str | None
     trace: str | None
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,9 @@ async def invoke(
         out.append((b"x-amz-function-error", answer.function_error.encode()))
     if asked.log_tail and answer.log_tail is not None:
         out.append((b"x-amz-log-result", log_result(answer.log_tail)))
+    if asked.explain:
+        shown = ",".join(f"{phase}={spent_ms:g}" for phase, spent_ms in answer.phases.items())
+        out.append((b"x-labda-phases", shown.encode()))
     return Invoked(status=200, headers=out, body=answer.payload)
 
 
@@ -134,7 +139,7 @@ def read(
     services: Services, account: str, raw_path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]
 ) -> Asked:
     """The parameters of a request. Raises ApiError."""
-    kind = log_type = context = trace = None
+    kind = log_type = context = trace = explain = None
     usual = not query
     for name, value in headers:
         if name == b"x-amz-invocation-type":
@@ -145,6 +150,8 @@ def read(
             context = value
         elif name == b"x-amzn-trace-id":
             trace = value.decode("latin-1")
+        elif name == EXPLAIN:
+            explain = value
         elif name in _UNUSUAL:
             usual = False
     segment = raw_path[len(PREFIX) : -len(SUFFIX)]
@@ -168,6 +175,7 @@ def read(
         log_tail=log_type == b"Tail",
         client_context=None if context is None else client_context(context),
         trace=trace,
+        explain=explain == b"1",
     )
 
 

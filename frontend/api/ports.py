@@ -5,7 +5,7 @@ path, the ledger's client and the metadata store; tests use small ones in memory
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from frontend.functions import FunctionRecord
@@ -103,12 +103,16 @@ class InvokeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvokeAnswer:
-    """What came back. ``log_tail`` are the last bytes of this invoke's log (at most 4,096), not yet base64."""
+    """What came back. ``log_tail`` are the last bytes of this invoke's log (at most 4,096), not yet base64.
+
+    ``phases`` says where the time went, in milliseconds by phase, for a caller that asks to have it explained.
+    """
 
     payload: bytes | AsyncIterator[bytes]
     function_error: str | None = None
     executed_version: str
     log_tail: bytes | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class Throttled(Exception):

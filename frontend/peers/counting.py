@@ -48,6 +48,7 @@ class CountingLinks:
         self._links = 0
         self._leader: int | None = None
         self._welcomed = asyncio.Event()
+        self._over = asyncio.Event()
         self._tasks = Tasks()
 
     def start(self) -> None:
@@ -64,6 +65,16 @@ class CountingLinks:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._welcomed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def goodbye(self, timeout_s: float) -> bool:
+        """Waits for the leader's word that the session is closed; whether it came."""
+        self._over.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._over.wait()
         except TimeoutError:
             return False
         return True
@@ -110,6 +121,8 @@ class CountingLinks:
         if isinstance(event, m.Welcomed):
             self._leader = link
             self._welcomed.set()
+        elif isinstance(event, m.Fenced):
+            self._over.set()
         if event is not None:
             self._feed(event)
 
@@ -223,11 +236,12 @@ def to_wire(message: ToCounting, node: str, nonce: int) -> counting_pb2.Frontend
         case m.Ask():
             return out(ask=out.Ask(
                 pool=pool_to_wire(message.pool), generation=message.generation, waiting=message.waiting,
-                spare=message.spare,
+                spare=message.spare, seen=message.seen,
             ))
         case m.GiveBack():
             return out(sequence=message.sequence, give_back=out.GiveBack(
-                pool=pool_to_wire(message.pool), generation=message.generation, count=message.count
+                pool=pool_to_wire(message.pool), generation=message.generation, count=message.count,
+                function=message.function,
             ))
         case m.AnswerRecall():
             return out(recall_answer=out.RecallAnswer(
@@ -237,7 +251,7 @@ def to_wire(message: ToCounting, node: str, nonce: int) -> counting_pb2.Frontend
         case m.AcknowledgeGeneration():
             return out(sequence=message.sequence, generation_ack=out.GenerationAck(
                 pool=pool_to_wire(message.pool), generation=message.generation,
-                in_use_older=sum(count for _, count in message.moved),
+                in_use_older=sum(count for _, count in message.moved), moved=dict(message.moved),
             ))
         case m.SayGoodbye():
             return out(sequence=message.sequence, goodbye=out.Goodbye())

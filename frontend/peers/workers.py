@@ -23,6 +23,7 @@ from protos import common_pb2, worker_pb2, worker_rpc
 
 RESPONSE_BYTES_MAX = 8 * 1024 * 1024   # the worker refuses far less; this bounds what a wrong one may make us keep
 REDIAL_S_MIN, REDIAL_S_MAX = 0.1, 1.0
+OPEN_S = 1.5     # a worker that hasn't said Welcome by then is away: what waits for it was never sent
 SWEEP_S = 1.0
 # By then a silent incarnation is evicted: authority 120, longest timeout 900, grace 30, and a bound on clock drift.
 EVICTED_S = (120.0 + 900.0 + 30.0) * 1.01
@@ -51,7 +52,7 @@ class Workers:
             old = self._links.get(worker)
             if old is not None:
                 link.inherit(old)
-                old.retire()
+                self._retire(old)
             self._links[worker] = link
         if not link.running:
             self._tasks.start(link.run(), name=f"invoke stream to {worker}")
@@ -71,7 +72,7 @@ class Workers:
             node = directory.nodes.get(worker)
             link.wanted = node is not None and node.health != "dead" and node.address == link.address
             if not link.wanted and not link.flights:
-                link.retire()
+                self._retire(link)
                 del self._links[worker]
 
     @property
@@ -82,13 +83,19 @@ class Workers:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._tasks.cancel()
+        for link in self._links.values():
+            await link.close()
+
+    def _retire(self, link: "_Link") -> None:
+        link.retire()
+        self._tasks.start(link.close(), name=f"close {link.worker}")
 
     def _sweep(self) -> None:
         self._sweeper = None
         now = self._clock.monotonic()
         for link in self._links.values():
             link.sweep(now)
-        if any(link.flights for link in self._links.values()):
+        if any(link.busy for link in self._links.values()):
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
 
@@ -107,6 +114,7 @@ class _Link:
         self._stream: Stream[worker_pb2.InvokeFrames, worker_pb2.InvokeFrames] | None = None
         self._writer: FrameWriter | None = None
         self._open = False                       # the worker's Welcome came: what is sent from here on may arrive
+        self._dialled_at = 0.0
         self._queued: dict[str, Flight] = {}     # not sent yet: a break before the Welcome is a definite "no"
         self._retired = False
 
@@ -135,8 +143,17 @@ class _Link:
         self.flights.update(old.flights)
         old.flights.clear()
 
+    @property
+    def busy(self) -> bool:
+        return bool(self.flights or self._queued)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
     def sweep(self, now: float) -> None:
-        """An invocation far past its time: its client is told, its permit stays."""
+        """An invocation far past its time: its client is told, its permit stays. A stream that doesn't open is cut."""
+        if self._queued and not self._open and self._stream is not None and now >= self._dialled_at + OPEN_S:
+            self._stream.cancel()
         for flight in self.flights.values():
             if flight.answer_by < now and not flight.answer.done():
                 flight.settle(Fault(
@@ -183,9 +200,9 @@ class _Link:
                 await asyncio.sleep(pause_s)
         finally:
             self.running = False
-            await self._channel.close() if self._retired else None
 
     async def _converse(self) -> bool:
+        self._dialled_at = self._clock.monotonic()
         self._stream = stream = self._channel.stream(worker_rpc.INVOKE)
         self._writer = writer = FrameWriter(stream)
         writer.put(_Frame(hello=_Frame.Hello(frontend=self._node)))

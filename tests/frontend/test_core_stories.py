@@ -1,8 +1,11 @@
 """What admission does, told event by event: read the golden files in stories/."""
 
+from pathlib import Path
+
+from frontend import core as core_module
 from frontend import messages as m
 from frontend.core import FrontendCore, Timing
-from frontend.permits import reserved, unreserved
+from frontend.permits import Block, reserved, unreserved
 
 REST = unreserved("acct")
 KEPT = reserved("acct", "kept")
@@ -39,13 +42,19 @@ def end(core: FrontendCore, block, function: str = "hello"):
     return [(9.0, freed)]
 
 
+def block_of(core: FrontendCore, function: str = "hello") -> Block:
+    block = core.block_for("acct", function)
+    assert block is not None
+    return block
+
+
 LIVE = [(0.0, m.LinkUp(link=1)), (0.0, welcome())]
 
 
 def test_first_request_asks_with_a_top_up_and_later_ones_need_nobody(story):
     core = frontend()
     story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 5, 5))])
-    block = core.block_for("acct", "hello")
+    block = block_of(core)
     assert [block.try_take("hello") for _ in range(5)] == [True, True, True, True, False]
     story(core, ["four more were admitted by the block alone", (0.2, m.Low(pool=REST)), (0.2, m.Flush())])
 
@@ -53,7 +62,7 @@ def test_first_request_asks_with_a_top_up_and_later_ones_need_nobody(story):
 def test_idle_permits_go_back_after_a_second(story):
     core = frontend()
     story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 5, 5))])
-    block = core.block_for("acct", "hello")
+    block = block_of(core)
     story(core, [
         "fresh permits are not idle yet", (1.2, m.Tick()),
         "one runs, four were idle for a second", (2.3, m.Tick()),
@@ -65,7 +74,7 @@ def test_idle_permits_go_back_after_a_second(story):
 def test_a_permit_that_comes_back_goes_to_who_waits_longest(story):
     core = frontend()
     story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 1, 1))])
-    block = core.block_for("acct", "hello")
+    block = block_of(core)
     story(core, [(0.2, wanted(2)), (0.2, wanted(3)), (0.2, m.Flush())])
     story(core, ["r1 ends", *end(core, block), (9.0, m.Flush())])
 
@@ -99,7 +108,7 @@ def test_a_reservation_moves_its_functions_requests_and_retires_the_rest(story):
     story(core, [
         *LIVE, (0.1, wanted(1, "kept")), (0.1, wanted(2)), (0.1, m.Flush()), (0.11, granted(5, 4, 4)),
     ])
-    old = core.block_for("acct", "kept")
+    old = block_of(core, "kept")
     story(core, [
         (0.2, generation(6, 1, 990)), (0.2, generation(6, 1, 10, pool=KEPT)),
         (0.3, wanted(3, "kept")), (0.3, wanted(4)), (0.3, m.Flush()),
@@ -132,7 +141,7 @@ def test_a_new_leader_hears_what_the_old_one_may_not_have_applied(story):
 def test_a_fenced_session_is_replaced_and_its_running_invocations_free_nothing(story):
     core = frontend()
     story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 2, 2))])
-    lost = core.block_for("acct", "hello")
+    lost = block_of(core)
     story(core, [
         (4.0, m.Fenced(link=1, stamp=(1, 8))), "said once more to what was on its way",
         (4.0, m.Fenced(link=1, stamp=(1, 8))), (4.1, wanted(2, deadline=7.0)),
@@ -163,6 +172,11 @@ def test_queues_are_bounded_and_one_account_leaves_room_for_others(story):
 def test_leaving_gives_everything_back_and_says_goodbye(story):
     core = frontend()
     story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 5, 5))])
-    block = core.block_for("acct", "hello")
+    block = block_of(core)
     story(core, [(0.2, m.Leave()), (0.3, wanted(2))])
     story(core, ["the last invocation ends", *end(core, block)])
+
+
+def test_the_readme_shows_the_table():
+    readme = Path(core_module.__file__).with_name("README.md").read_text()
+    assert core_module.TRANSITIONS.mermaid() in readme

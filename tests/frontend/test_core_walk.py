@@ -6,7 +6,9 @@ applied once, generations, fences. What must hold: nobody runs without a permit 
 
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -23,8 +25,8 @@ class Home:
 
     core: FrontendCore
     link: int
-    up: deque = field(default_factory=deque)      # to the ledger
-    down: deque = field(default_factory=deque)    # from the ledger
+    up: deque[Any] = field(default_factory=deque)      # to the ledger
+    down: deque[Any] = field(default_factory=deque)    # from the ledger
     running: list[Block] = field(default_factory=list)
     requests: int = 0
     admitted: int = 0
@@ -274,32 +276,21 @@ class Walk:
     def step(self):
         rng = self.rng
         number = rng.randrange(2)
-        pick = rng.choices(range(len(WEIGHTS)), WEIGHTS)[0]
-        match pick:
-            case 0:
-                self.request(number)
-            case 1:
-                self.end(number, rng.randrange(100))
-            case 2:
-                self.waiter_gone(number, rng.randint(1, 40))
-            case 3:
-                self.tick(number, rng.uniform(0.1, 1.5))
-            case 4:
-                self.ledger_hears(number, rng.randint(1, 6))
-            case 5:
-                self.ledger_grants(number, rng.random() < 0.5)
-            case 6:
-                self.frontend_hears(number, rng.randint(1, 6))
-            case 7:
-                self.ledger_recalls(number)
-            case 8:
-                self.ledger_refuses(number)
-            case 9:
-                self.limit_changes(rng.randint(1, 6))
-            case 10:
-                self.session_fenced(number)
-            case 11:
-                self.leader_changes()
+        moves: list[Callable[[], object]] = [
+            lambda: self.request(number),
+            lambda: self.end(number, rng.randrange(100)),
+            lambda: self.waiter_gone(number, rng.randint(1, 40)),
+            lambda: self.tick(number, rng.uniform(0.1, 1.5)),
+            lambda: self.ledger_hears(number, rng.randint(1, 6)),
+            lambda: self.ledger_grants(number, rng.random() < 0.5),
+            lambda: self.frontend_hears(number, rng.randint(1, 6)),
+            lambda: self.ledger_recalls(number),
+            lambda: self.ledger_refuses(number),
+            lambda: self.limit_changes(rng.randint(1, 6)),
+            lambda: self.session_fenced(number),
+            self.leader_changes,
+        ]
+        rng.choices(moves, WEIGHTS)[0]()
         self.nothing_runs_without_a_permit()
 
 

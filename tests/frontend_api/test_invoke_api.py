@@ -235,3 +235,13 @@ def test_size_is_checked_before_anything_is_parsed() -> None:
     with pytest.raises(ApiError) as caught:
         invoke_operation.check_payload(b"x" * (MB_6 + 1))
     assert caught.value.status == 413
+
+
+def test_where_the_time_went_is_told_to_who_asks(client: Any, echo: str) -> None:
+    assert "x-labda-phases" not in invoke(client, FunctionName=echo)["ResponseMetadata"]["HTTPHeaders"]
+
+    def ask(request: Any, **_: Any) -> None:
+        request.headers.add_header("x-labda-explain", "1")
+
+    client.meta.events.register("before-sign.lambda.Invoke", ask)
+    assert invoke(client, FunctionName=echo)["ResponseMetadata"]["HTTPHeaders"]["x-labda-phases"] == "permit=0.25,run=2"

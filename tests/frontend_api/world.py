@@ -104,7 +104,8 @@ class EchoInvoker:
         error = "Unhandled" if name.startswith("failing") else None
         log = b"START\n" + "\u00e9".encode() * 3000
         return InvokeAnswer(
-            payload=request.payload, function_error=error, executed_version="$LATEST", log_tail=log
+            payload=request.payload, function_error=error, executed_version="$LATEST", log_tail=log,
+            phases={"permit": 0.25, "run": 2.0},
         )
 
 

@@ -1,0 +1,323 @@
+"""The whole invoke path over the memory network, with small peers that speak the real protocols."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from chassis.clock import SystemClock
+from chassis.faults import Fault
+from frontend.api.ports import Throttled, Unavailable
+from protos import common_pb2, worker_manager_pb2, worker_pb2
+from tests.frontend.region import Region, until
+
+NeverStarted = worker_pb2.InvokeFrame.NeverStarted
+Refused = worker_manager_pb2.ManagerReply.Refused
+
+
+@asynccontextmanager
+async def region(frontends: int = 1, **settings):
+    made = Region(SystemClock(), **settings)
+    await made.start(frontends)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def held(made: Region, frontend: int = 0) -> int:
+    core = made.frontends[frontend].admission.core
+    return sum(stock.in_use for stock in core.stocks.values())
+
+
+async def test_cold_then_warm_without_the_manager():
+    async with region() as made:
+        cold = await made.invoke(b'{"a": 1}')
+        assert (cold.payload, cold.executed_version, cold.function_error) == (b'{"a": 1}', "$LATEST", None)
+        assert cold.log_tail == b"END"
+        assert list(cold.phases) == ["permit", "place", "code", "sandbox", "runtime", "init", "run"]
+        assert (cold.phases["runtime"], cold.phases["run"]) == (45, 1.5)
+        await until(lambda: held(made) == 0)
+        asked = made.counting.index
+        warm = await made.invoke(b'{"a": 2}')
+        assert warm.payload == b'{"a": 2}'
+        assert made.manager.made == 1
+        assert len(made.workers[0].starts) == 2
+        sandbox = made.manager.sandboxes["s1"]
+        assert sandbox.sequence == 1, "the second start went under the reservation that lingered"
+        assert made.counting.index == asked, "a warm invoke needs no word of the ledger"
+        await until(lambda: sandbox.holder is None)  # the linger is over: the manager was told
+
+
+async def test_concurrent_requests_get_a_sandbox_each_and_their_own_answers():
+    async with region(limit=20) as made:
+        answers = await asyncio.gather(*(made.invoke(str(n).encode()) for n in range(20)))
+        assert [answer.payload for answer in answers] == [str(n).encode() for n in range(20)]
+        assert made.manager.made <= 20
+        await until(lambda: held(made) == 0)
+
+
+async def test_six_megabytes_in_and_out_stall_nobody():
+    async with region() as made:
+        await made.invoke(b"{}")
+        big = b'"' + b"x" * (6 * 1024 * 1024 - 2) + b'"'
+        large = asyncio.create_task(made.invoke(big))
+        await asyncio.sleep(0)
+        small = await made.invoke(b"1")
+        assert small.payload == b"1"
+        assert not large.done(), "a small one overtakes the large one"
+        assert (await large).payload == big
+
+
+async def test_the_limit_holds_and_the_next_is_refused_with_proof():
+    async with region(limit=2, frontends=2) as made:
+        worker = made.workers[0]
+        worker.hold = asyncio.Event()
+        first = [asyncio.create_task(made.invoke(frontend=n)) for n in range(2)]
+        await until(lambda: len(worker.running) == 2)
+        with pytest.raises(Throttled) as caught:
+            await made.invoke(frontend=0)
+        assert caught.value.reason == "ConcurrentInvocationLimitExceeded"
+        assert caught.value.detail["value"] == 2
+        assert caught.value.detail["in_use"] == 2
+        worker.hold.set()
+        await asyncio.gather(*first)
+        assert worker.peak == 2
+
+
+async def test_an_idle_permit_is_recalled_from_the_other_frontend():
+    async with region(limit=1, frontends=2) as made:
+        await made.invoke(frontend=0)
+        await until(lambda: held(made) == 0)
+        assert made.counting.blocks["frontend-az1"].size == 1, "idle, and not yet for a second"
+        assert (await made.invoke(b"2", frontend=1)).payload == b"2"
+        assert made.counting.rounds == 1
+        assert made.counting.throttled == 0
+
+
+async def test_a_permit_is_free_on_end_and_not_on_result():
+    async with region(limit=1) as made:
+        worker = made.workers[0]
+        worker.hold_end = asyncio.Event()
+        assert (await made.invoke(b"1")).payload == b"1"
+        with pytest.raises(Throttled):
+            await made.invoke(b"2")
+        worker.hold_end.set()
+        await until(lambda: held(made) == 0)
+        assert (await made.invoke(b"3")).payload == b"3"
+
+
+async def test_a_start_that_never_began_is_tried_once_more_under_another_id():
+    async with region() as made:
+        worker = made.workers[0]
+        worker.refuse = [NeverStarted(reason=NeverStarted.STALE_SEQUENCE, detail="raised")]
+        assert (await made.invoke(b"1", request_id="abc")).payload == b"1"
+        assert worker.starts == ["abc", "abc.2"]
+        worker.refuse = [NeverStarted(reason=NeverStarted.FENCED), NeverStarted(reason=NeverStarted.BUSY, detail="x")]
+        with pytest.raises(Unavailable, match="busy"):
+            await made.invoke(b"2")
+        await until(lambda: held(made) == 0)
+
+
+async def test_what_was_shed_is_not_tried_again():
+    async with region() as made:
+        made.workers[0].refuse = [NeverStarted(reason=NeverStarted.SHED)]
+        with pytest.raises(Unavailable, match="shed"):
+            await made.invoke()
+        assert len(made.workers[0].starts) == 1
+
+
+async def test_a_broken_stream_frees_nothing_until_the_worker_says_so():
+    async with region(limit=1) as made:
+        worker = made.workers[0]
+        worker.hold = asyncio.Event()
+        running = asyncio.create_task(made.invoke())
+        await until(lambda: bool(worker.running))
+        for pipe in list(made.servers[worker.node].pipes):
+            pipe.break_off()
+        with pytest.raises(Fault) as caught:
+            await running
+        assert not caught.value.definite
+        assert held(made) == 1, "it may run on"
+        with pytest.raises((Throttled, Unavailable)):
+            await made.invoke()
+        worker.hold.set()
+        await until(lambda: held(made) == 0)  # the stream was made again, and its END came
+        assert (await made.invoke(b"1")).payload == b"1"
+
+
+async def test_an_invocation_whose_start_was_lost_is_barred_and_its_permit_free():
+    async with region(limit=1) as made:
+        worker = made.workers[0]
+        await made.invoke()
+        await until(lambda: held(made) == 0)
+        worker.start = lambda invocation, start: worker.starts.append(invocation)  # the start is lost on the way
+        lost = asyncio.create_task(made.invoke(request_id="lost"))
+        await until(lambda: "lost" in worker.starts)
+        for pipe in list(made.servers[worker.node].pipes):
+            pipe.break_off()
+        with pytest.raises(Fault):
+            await lost
+        await until(lambda: held(made) == 0)
+        assert "lost" in worker.barred
+
+
+async def test_another_incarnation_of_the_worker_frees_what_the_old_one_ran():
+    async with region(limit=1) as made:
+        worker = made.workers[0]
+        worker.hold = asyncio.Event()
+        running = asyncio.create_task(made.invoke())
+        await until(lambda: bool(worker.running))
+        worker.incarnation = common_pb2.Incarnation(host="h1", nonce=2)
+        for pipe in list(made.servers[worker.node].pipes):
+            pipe.break_off()
+        with pytest.raises(Fault):
+            await running
+        await until(lambda: held(made) == 0)
+
+
+async def test_a_worker_that_is_away_is_a_definite_no():
+    async with region() as made:
+        await made.invoke()
+        await asyncio.sleep(0.1)
+        worker = made.workers[0]
+        made.servers[worker.node].crash()
+        with pytest.raises(Unavailable, match="not started"):
+            await made.invoke()
+        await until(lambda: held(made) == 0)
+
+
+async def test_a_worker_that_never_says_welcome_is_given_up_as_a_definite_no():
+    async with region() as made:
+        made.workers[0].hear = lambda frontend, frame: None
+        with pytest.raises(Unavailable, match="unreachable"):
+            await made.invoke()
+        await until(lambda: held(made) == 0)
+        assert made.workers[0].starts == []
+
+
+async def test_a_worker_that_left_the_region_is_forgotten():
+    async with region() as made:
+        await made.invoke()
+        await until(lambda: held(made) == 0)
+        frontend = made.frontends[0]
+        assert frontend.workers._links
+        nodes = [node for node in made.nodes if node.service != "worker"]
+        made.placement.publish(nodes, [(made.manager.node, made.servers[made.manager.node].address)])
+        await until(lambda: not frontend.workers._links)
+
+
+async def test_a_client_that_goes_leaves_the_invocation_running_and_its_permit_taken():
+    async with region(limit=1) as made:
+        worker = made.workers[0]
+        worker.hold = asyncio.Event()
+        running = asyncio.create_task(made.invoke())
+        await until(lambda: bool(worker.running))
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        with pytest.raises(Throttled):
+            await made.invoke()
+        assert held(made) == 1
+        worker.hold.set()
+        await until(lambda: held(made) == 0)
+
+
+async def test_a_client_that_goes_while_a_sandbox_is_made_gives_its_permit_back():
+    async with region(limit=1) as made:
+        made.manager.hold = asyncio.Event()
+        waiting = asyncio.create_task(made.invoke(request_id="gone"))
+        await until(lambda: held(made) == 1)
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert held(made) == 0
+        await until(lambda: made.manager.cancelled == ["gone"])
+        made.manager.hold.set()
+        await until(lambda: all(s.holder is None for s in made.manager.sandboxes.values()) and made.manager.made == 1)
+
+
+async def test_a_client_that_goes_while_it_waits_for_a_permit_takes_none():
+    async with region(limit=1) as made:
+        worker = made.workers[0]
+        worker.hold = asyncio.Event()
+        running = asyncio.create_task(made.invoke())
+        await until(lambda: bool(worker.running))
+        waiting = asyncio.create_task(made.invoke())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        worker.hold.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await running
+        await until(lambda: held(made) == 0)
+        assert len(worker.starts) == 1
+
+
+async def test_without_a_ledger_a_request_is_refused_in_time_and_says_why():
+    async with region() as made:
+        made.servers["counting-az1"].crash()
+        await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable, match="no leader of the ledger"):
+            await made.invoke()
+
+
+async def test_managers_refusals_reach_the_client_as_what_they_mean():
+    async with region() as made:
+        manager = made.manager
+        manager.refusals = [Refused(reason=Refused.SCALING_RATE)]
+        with pytest.raises(Throttled) as caught:
+            await made.invoke()
+        assert caught.value.reason == "FunctionInvocationRateLimitExceeded"
+        manager.refusals = [Refused(reason=Refused.CREATE_FAILED, error_type="Runtime.BadZip", message="not a zip")]
+        failed = await made.invoke()
+        assert failed.function_error == "Unhandled"
+        assert failed.payload == b'{"errorType":"Runtime.BadZip","errorMessage":"not a zip"}'
+        manager.refusals = [Refused(reason=Refused.UNKNOWN_RUNTIME)]
+        with pytest.raises(Unavailable, match=r"python3\.11"):
+            await made.invoke()
+        manager.refusals = [Refused(reason=Refused.NOT_ACTIVE), Refused(reason=Refused.NO_CAPACITY)]
+        assert (await made.invoke(b"1")).payload == b"1", "a region in motion is given time to settle"
+        await until(lambda: held(made) == 0)
+
+
+async def test_a_deadline_that_passes_while_a_sandbox_is_made_sheds_the_request():
+    async with region() as made:
+        made.manager.hold = asyncio.Event()
+        with pytest.raises(Unavailable, match="before the request's deadline"):
+            await made.invoke(within_s=0.1)
+        assert held(made) == 0
+        made.manager.hold.set()
+
+
+async def test_a_recalled_reservation_goes_back_at_once_and_is_not_used_again():
+    async with region(linger_s=30.0) as made:
+        await made.invoke()
+        await until(lambda: held(made) == 0)
+        sandbox = made.manager.sandboxes["s1"]
+        assert sandbox.holder is not None
+        made.manager.recall(sandbox)
+        await until(lambda: sandbox.holder is None)
+        await made.invoke()
+        assert sandbox.sequence == 2, "reserved anew"
+
+
+async def test_limits_are_read_and_written_at_the_leader():
+    async with region() as made:
+        limits = made.frontends[0]._limits
+        assert (await limits.get("000000000000")).concurrency == 10
+        assert await limits.put_reserved("000000000000", "hello", 5)
+
+
+async def test_a_draining_frontend_gives_everything_back():
+    async with region(frontends=2) as made:
+        await made.invoke(frontend=0)
+        await until(lambda: held(made) == 0)
+
+        async def nothing_runs():
+            return None
+
+        await made.frontends[0].drain(nothing_runs)
+        assert "frontend-az1" not in made.counting.blocks
+        assert (await made.invoke(b"1", frontend=1)).payload == b"1"

@@ -1,0 +1,114 @@
+"""A frontend as a real process: it starts quickly, answers signed requests, refuses in words, and ends on SIGTERM."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chassis import config as files
+from chassis.certificates import Authority, TlsFiles, write_private
+from chassis.clock import SystemClock
+from chassis.config import NodeConfig
+from chassis.rpc import Caller
+from frontend.auth.keys import AccessKey, store_key
+from frontend.config import FrontendConfig
+from storage.cipher import Cipher
+from storage.open import open_store
+from tests.frontend_api.world import client_for
+
+KEY = AccessKey(key_id="AKIAQQQQQQQQQQQQQQQQ", account="000000000000", secret="s" * 40, created=0.0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def configured(folder: Path, port: int) -> Path:
+    """A frontend's files. Neither placement nor the ledger is there: it has to start without them."""
+    caller = Caller(service="frontend", node="frontend-az1", az="az1", host="h1")
+    authority = Authority.create()
+    tls = authority.issue(caller)
+    paths = TlsFiles(
+        authority=str(folder / "ca.pem"), certificate=str(folder / "node.pem"), key=str(folder / "node.key")
+    )
+    Path(paths.authority).write_bytes(tls.authority)
+    Path(paths.certificate).write_bytes(tls.certificate)
+    write_private(Path(paths.key), tls.key)
+    config = FrontendConfig(
+        node=NodeConfig(
+            service="frontend", node="frontend-az1", az="az1", host="h1", listen="127.0.0.1:0",
+            placement=(f"127.0.0.1:{free_port()}",), tls=paths,
+        ),
+        counting=(f"127.0.0.1:{free_port()}",), store=f"sqlite://{folder}/store", key_file=str(folder / "data.key"),
+        listen=f"127.0.0.1:{port}", session_s=0.05, permit_s=0.2,
+    )
+    path = folder / "frontend.toml"
+    path.write_text(files.dump(config))
+
+    async def add_key() -> None:
+        stores = open_store(config.store, SystemClock())
+        await store_key(stores.metadata, Cipher.open(Path(config.key_file)), KEY)
+        await stores.close()
+
+    asyncio.run(add_key())
+    return path
+
+
+@pytest.fixture
+def process(tmp_path):
+    port = free_port()
+    path = configured(tmp_path, port)
+    log = (tmp_path / "log").open("w+")
+    begun = time.monotonic()
+    started = subprocess.Popen([sys.executable, "-m", "frontend", "--config", str(path)], stderr=log)
+    try:
+        while True:
+            assert started.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < begun + 20, (tmp_path / "log").read_text()
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.01)
+        yield started, f"http://127.0.0.1:{port}", tmp_path / "log"
+    finally:
+        started.kill()
+        started.wait()
+        log.close()
+
+
+def test_it_answers_refuses_in_words_and_drains(process):
+    started, url, log = process
+    client = client_for(url, KEY.key_id, KEY.secret)
+    try:
+        assert client.list_functions()["Functions"] == []
+        with pytest.raises(client.exceptions.ResourceNotFoundException):
+            client.invoke(FunctionName="absent")
+    finally:
+        client.close()
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait(10) == 0, log.read_text()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert lines[-1]["event"] == "drained"
+    assert not [line for line in lines if line["level"] == "error"]
+
+
+def test_a_wrong_configuration_is_one_sentence(tmp_path):
+    path = tmp_path / "frontend.toml"
+    path.write_text("counting = []\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "frontend", "--config", str(path)], capture_output=True, text=True, timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "node is missing" in done.stderr
