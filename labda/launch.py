@@ -20,6 +20,7 @@ from chassis.clock import SystemClock
 from chassis.config import NodeConfig
 from chassis.rpc import Caller
 from counting.config import CountingConfig
+from frontend.config import FrontendConfig
 from labda.refusal import Refusal, Status
 from labda.region import OPERATOR
 from labda.state import Credentials, State
@@ -104,6 +105,11 @@ def settings(plan: Plan, member: Member) -> Any:
             return PlacementConfig(node=node, store=plan.store)
         case "worker_manager":
             return ManagerConfig(node=node)
+        case "frontend":
+            return FrontendConfig(
+                node=node, counting=tuple(plan.counting.values()), store=plan.store, listen=plan.listen,
+                key_file=str(plan.state.data_key), http=f"{LOOPBACK}:0",
+            )
         case service:
             raise AssertionError(f"no process of {service} is part of a topology")
 

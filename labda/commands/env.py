@@ -27,8 +27,7 @@ def variables(state: State) -> dict[str, str]:
         "AWS_DEFAULT_REGION": cluster["region"],
         "AWS_ACCESS_KEY_ID": credentials.key_id,
         "AWS_SECRET_ACCESS_KEY": credentials.secret,
-        # A profile or a session token of a real account would win over or break what is set here.
+        # A session token of a real account would spoil the signature.
         "AWS_SESSION_TOKEN": "",
-        "AWS_PROFILE": "",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
