@@ -1,6 +1,7 @@
 """``python -m counting --config FILE``: one member. With ``--init`` it makes the files of a member that never was,
 and ends."""
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def main() -> int:
     async def start() -> CountingService:
         network = GrpcNetwork(Tls.read(settings.node.tls))
         service = CountingService(
-            settings, network=network, clock=SystemClock(), generator=random.SystemRandom()
+            settings, network=network, clock=SystemClock(), generator=random.SystemRandom(), pid=os.getpid()
         )
         return await service.start()
 

@@ -58,9 +58,11 @@ class CountingService:
     """One member. ``start`` raises Fault when it can't be (files lost, address taken)."""
 
     def __init__(
-        self, config: CountingConfig, *, network: Network, clock: Clock, generator: random.Random, durable: bool = True
+        self, config: CountingConfig, *, network: Network, clock: Clock, generator: random.Random, durable: bool = True,
+        pid: int = 0,
     ) -> None:
         self._config = config
+        self._pid = pid
         self._network = network
         self._clock = clock
         self._generator = generator
@@ -122,7 +124,7 @@ class CountingService:
             self._directory = Directory(
                 network=self._network, clock=self._clock, seeds=node.placement, node=placement_pb2.Node(
                     node=node.node, service=node.service, az=node.az, host=node.host, address=self._server.address,
-                    role=self._role,
+                    role=self._role, pid=self._pid, nonce=self._generator.getrandbits(63),
                 ),
             )
             self._directory.start()

@@ -1,0 +1,71 @@
+"""The command ``labda``: parses the command line, runs one command, turns a refusal into one sentence.
+
+Owns the command line. What a command does is its module's in ``labda/commands``; exit statuses are in
+``labda/refusal.py``. Modules are imported when their command is run: ``labda env`` must not wait for gRPC.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from labda.refusal import Refusal, Status
+from labda.state import State, default_state
+from labda.version import VERSION
+
+COMMANDS = {
+    "up": "start an embedded cluster and keep it running",
+    "down": "end the cluster that runs on a state directory",
+    "status": "processes, workers and functions on one screen",
+    "env": "shell lines that make any AWS client use the cluster",
+    "deploy": "create or update a function from a folder or a zip archive",
+    "invoke": "run a function and print its result",
+    "logs": "print what a function logged",
+    "doctor": "what this host lacks, and the command that gets it",
+}
+_WITHOUT_STATE = frozenset({"doctor"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except Refusal as refusal:
+        sys.stderr.write(f"labda: {refusal.message}\n")
+        return int(refusal.status)
+    except KeyboardInterrupt:
+        return int(Status.INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Status.OK)
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="labda", description="The AWS Lambda architecture on your own machine.",
+        epilog="exit status: 0 done, 1 it failed (a function error too), 2 wrong command line, 3 no cluster there, "
+               "4 the cluster refused, 5 this host can't, 130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=f"labda {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    wanted = next((word for word in argv if not word.startswith("-")), "")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == wanted:
+            importlib.import_module(f"labda.commands.{name}").arguments(command)
+        if name not in _WITHOUT_STATE:
+            command.add_argument(
+                "--state", type=Path, default=default_state(), metavar="DIR",
+                help="state directory of the cluster (default: %(default)s)",
+            )
+    options = parser.parse_args(argv)
+    if options.command not in _WITHOUT_STATE:
+        options.state = State(options.state.expanduser().resolve())
+    status = importlib.import_module(f"labda.commands.{options.command}").run(options)
+    sys.stdout.flush()
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

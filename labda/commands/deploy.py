@@ -1,0 +1,81 @@
+"""``labda deploy``: a folder or an archive becomes a function, or updates one."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from labda import package
+from labda.api import Answer, Api, Code
+from labda.console import Console
+from labda.phases import describe
+from labda.refusal import Refusal, Status
+from labda.state import State
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("path", type=Path, metavar="DIR|ZIP", help="the function's code")
+    add("--name", help="of the function (default: the folder's or the archive's name)")
+    add("--handler", metavar="MODULE.FUNCTION",
+        help="(default: lambda_function.lambda_handler, app.handler or main.handler, whichever is there)")
+    add("--runtime", help="(default: this Python's, or provided.al2023 for code with a bootstrap)")
+    add("--memory", type=int, metavar="MB", help="(default: 128)")
+    add("--timeout", type=int, metavar="S", help="seconds (default: 3)")
+
+
+def run(options: argparse.Namespace) -> int:
+    console = Console()
+    api = open_api(options.state)
+    try:
+        _, line = deploy(options.state, api, options, console)
+    finally:
+        api.close()
+    console.line("deployed", line)
+    return Status.OK
+
+
+def open_api(state: State) -> Api:
+    cluster = state.cluster()
+    return Api(cluster["endpoint"], state.credentials(), cluster["region"])
+
+
+def deploy(state: State, api: Api, options: argparse.Namespace, console: Console) -> tuple[str, str]:
+    """Returns the function's name, and what was deployed in words."""
+    found = package.read(options.path)
+    own = f"python3.{sys.version_info.minor}"
+    code = Code(
+        name=options.name or found.name,
+        runtime=options.runtime or package.choose_runtime(found, state.cluster()["runtimes"], own),
+        handler=options.handler or package.choose_handler(found),
+        memory_mb=options.memory, timeout_s=options.timeout, archive=found.archive,
+    )
+    settled = api.deploy(code, lambda text: console.live(f"deploying  {text}"))
+    return code.name, f"{code.name} ({settled['Runtime']}, {settled['MemorySize']} MB)"
+
+
+def demonstrate(state: State, path: Path, console: Console) -> None:
+    """For ``labda up --deploy``: deploys, invokes cold and warm, and says how long each phase took."""
+    api = open_api(state)
+    try:
+        options = argparse.Namespace(path=path, name=None, handler=None, runtime=None, memory=None, timeout=None)
+        name, line = deploy(state, api, options, console)
+        console.line("deployed", line)
+        for _ in range(2):
+            answer = api.invoke(name, b"{}", explain=True)
+            console.line("invoked", f"{name} -> {_shown(answer)}   {describe(answer)}")
+            if "x-amz-function-error" in answer.headers:
+                raise Refusal(f"{name} failed: `labda logs {name}` shows what it logged")
+    finally:
+        api.close()
+
+
+def _shown(answer: Answer) -> str:
+    """The payload on one line, short."""
+    try:
+        value: Any = json.loads(answer.body)
+    except ValueError:
+        return repr(answer.body[:60])
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,189 @@
+"""``labda status``: what runs, where, how it is; one screen."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from labda.commands.deploy import open_api
+from labda.refusal import Refusal, Status
+from labda.region import Node, opened, wait
+from labda.state import State
+from protos import common_pb2, counting_pb2, worker_manager_pb2
+
+Managers = Mapping[str, worker_manager_pb2.DescribeAnswer]
+_RUNNING = ("busy", "responded", "reserved", "running")   # states of a sandbox that hold an invocation
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def run(options: argparse.Namespace) -> int:
+    report = asyncio.run(collect(options.state))
+    if options.json:
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    else:
+        sys.stdout.write(render(report))
+    ill = any(process["health"] != "serving" for process in report["processes"])
+    return Status.FAILED if ill else Status.OK
+
+
+async def collect(state: State) -> dict[str, Any]:
+    """The report, as ``--json`` prints it. Raises Refusal when no cluster runs."""
+    cluster = state.cluster()
+    async with opened(state, cluster["placements"]) as region:
+        await wait(region, state)
+        pools, managers = await asyncio.gather(region.pools(), region.managers())
+        nodes = region.nodes
+    try:
+        configurations = await asyncio.to_thread(_functions, state)
+    except Refusal:
+        configurations = None  # no frontend answers: what else is known is still worth seeing
+    return {
+        "endpoint": cluster["endpoint"], "region": cluster["region"], "version": cluster["version"],
+        "processes": [_process(node) for node in nodes],
+        "workers": [_worker(node, managers) for node in nodes if node.service == "worker"],
+        "pools": [_pool(status) for status in pools.pools] if pools is not None else None,
+        "functions": _join(configurations, cluster["account"], pools, managers),
+    }
+
+
+def _functions(state: State) -> list[dict[str, Any]]:
+    api = open_api(state)
+    try:
+        return list(api.functions())
+    finally:
+        api.close()
+
+
+def _process(node: Node) -> dict[str, Any]:
+    return {
+        "service": node.service, "node": node.node, "az": node.az, "host": node.host, "pid": node.pid,
+        "address": node.address, "http": node.http, "health": node.health, "role": node.role,
+        "detail": dict(node.detail),
+    }
+
+
+def _worker(node: Node, managers: Managers) -> dict[str, Any]:
+    held = [(name, lease) for name, answer in managers.items() for lease in answer.workers if lease.worker == node.node]
+    manager, lease = held[0] if held else ("", None)
+    return {
+        "node": node.node, "az": node.az, "host": node.host, "manager": manager,
+        "lease": lease.lease if lease else None,
+        "lease_ends": lease.hard_end if lease else None,
+        "sandboxes": dict(lease.sandboxes) if lease else {"?": node.capacity.sandboxes},
+        "memory_mb": node.capacity.memory_mb, "memory_free_mb": node.capacity.memory_free_mb,
+        "runtimes": list(node.capacity.runtimes),
+    }
+
+
+def _pool(status: counting_pb2.ListPoolsAnswer.PoolStatus) -> dict[str, Any]:
+    return {
+        "account": status.pool.account, "function": status.pool.function,
+        "kind": common_pb2.Pool.Kind.Name(status.pool.kind).lower(), "limit": status.limit,
+        "granted": status.granted, "in_use": sum(holder.in_use for holder in status.holders),
+        "throttled": status.throttled,
+        "holders": [
+            {"frontend": holder.session.frontend, "size": holder.size, "in_use": holder.in_use, "state": holder.state}
+            for holder in status.holders
+        ],
+    }
+
+
+def _join(
+    configurations: Sequence[Mapping[str, Any]] | None,
+    account: str,
+    pools: counting_pb2.ListPoolsAnswer | None,
+    managers: Managers,
+) -> list[dict[str, Any]]:
+    """Functions of the root account, with what runs and what may run at most."""
+    sandboxes: dict[str, Counter[str]] = {}
+    for answer in managers.values():
+        for entry in answer.functions:
+            if entry.function.account == account:
+                sandboxes.setdefault(entry.function.function, Counter()).update(dict(entry.sandboxes))
+    reserved: dict[str, counting_pb2.ListPoolsAnswer.PoolStatus] = {}
+    rest: int | None = None
+    for status in pools.pools if pools is not None else ():
+        if status.pool.account != account:
+            continue
+        if status.pool.kind == common_pb2.Pool.RESERVED:
+            reserved[status.pool.function] = status
+        elif status.pool.kind == common_pb2.Pool.UNRESERVED:
+            rest = status.limit
+    functions = []
+    for found in configurations or ():
+        name = found["FunctionName"]
+        counts = sandboxes.get(name, Counter())
+        pool = reserved.get(name)
+        running = (
+            sum(holder.in_use for holder in pool.holders) if pool is not None
+            else sum(count for state, count in counts.items() if state.lower() in _RUNNING)
+        )
+        functions.append({
+            "account": account, "name": name, "runtime": found.get("Runtime", ""), "memory_mb": found["MemorySize"],
+            "running": running, "limit": pool.limit if pool is not None else rest,
+            "limit_kind": "reserved" if pool is not None else "account's unreserved rest",
+            "sandboxes": dict(counts),
+        })
+    return functions
+
+
+# ---------------------------------------------------------------- for people
+
+
+def render(report: Mapping[str, Any]) -> str:
+    processes = report["processes"]
+    azs = sorted({process["az"] for process in processes})
+    lines = [f"{report['endpoint']}   labda {report['version']}, {report['region']}", ""]
+    width = max([30, *(len(_word(process)) + 2 for process in processes)])
+    lines.append(f"{'':<16}" + "".join(f"{az:<{width}}" for az in azs).rstrip())
+    for service in ("frontend", "counting", "worker_manager", "placement"):
+        lines += _rows(service.replace("_", " "), processes, azs, width, service)
+    lines += _worker_rows(report["workers"], azs, width)
+    lines += ["", f"{'function':<28}{'runtime':<18}{'running/limit':<16}sandboxes"]
+    for function in report["functions"]:
+        used = f"{function['running']}/{'?' if function['limit'] is None else function['limit']}"
+        states = ", ".join(f"{count} {state}" for state, count in sorted(function["sandboxes"].items()) if count)
+        lines.append(f"{function['name']:<28}{function['runtime']:<18}{used:<16}{states or 'none'}")
+    if not report["functions"]:
+        lines.append("none yet: labda deploy DIR")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _rows(
+    title: str, processes: Sequence[Mapping[str, Any]], azs: Sequence[str], width: int, service: str
+) -> list[str]:
+    columns = {az: [_word(p) for p in processes if p["service"] == service and p["az"] == az] for az in azs}
+    height = max(len(column) for column in columns.values())
+    return [
+        f"{title if row == 0 else '':<16}"
+        + "".join(f"{columns[az][row] if row < len(columns[az]) else '':<{width}}" for az in azs)
+        for row in range(height)
+    ]
+
+
+def _word(process: Mapping[str, Any]) -> str:
+    said: list[str] = [process["role"]] if process["role"] else []
+    if process["health"] != "serving":
+        said.append(process["health"].upper())
+    return f"{process['node']} ({', '.join(said)})" if said else str(process["node"])
+
+
+def _worker_rows(workers: Sequence[Mapping[str, Any]], azs: Sequence[str], width: int) -> list[str]:
+    columns = {az: [worker for worker in workers if worker["az"] == az] for az in azs}
+    lines = []
+    for row in range(max(len(column) for column in columns.values())):
+        cells = [columns[az][row] if row < len(columns[az]) else None for az in azs]
+        lines.append(f"{'host' if row == 0 else '':<16}" + "".join(f"{c['host'] if c else '':<{width}}" for c in cells))
+        lines.append(f"{'':<16}" + "".join(f"{_sandboxes(cell) if cell else '':<{width}}" for cell in cells))
+    return lines
+
+
+def _sandboxes(worker: Mapping[str, Any]) -> str:
+    states = " ".join(f"{count} {state}" for state, count in sorted(worker["sandboxes"].items()) if count)
+    return f"  {states or 'no sandbox'}, {worker['memory_free_mb']:,} MB free"

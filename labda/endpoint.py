@@ -1,0 +1,87 @@
+"""The public address: parsed, checked, and kept for this cluster while it runs.
+
+Owns the sentence that says who has a port. All frontends listen on one address (SO_REUSEPORT); this process keeps a
+socket bound to it that never listens, so that nobody else gets the port while a frontend is away.
+"""
+
+import contextlib
+import ipaddress
+import os
+import socket
+from pathlib import Path
+
+from labda.refusal import Refusal, Status
+
+
+def parse(text: str) -> tuple[str, int]:
+    """``host:port``, ``[v6]:port``. Raises Refusal."""
+    host, separator, port = text.rpartition(":")
+    host = host.strip("[]")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise Refusal(f"--listen is {text!r}, HOST:PORT is needed, such as 127.0.0.1:9000", Status.USAGE)
+    return host, int(port)
+
+
+def render(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reserve(text: str) -> socket.socket:
+    """A bound socket; port 0 picks a free one. Raises Refusal when somebody listens there already."""
+    host, port = parse(text)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise Refusal(f"--listen names {host}, which is no address of this host ({error})", Status.USAGE) from error
+    with socket.socket(family, kind) as probe:  # without SO_REUSEPORT: an endpoint is not shared by accident
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _bind(probe, address, text)
+    held = socket.socket(family, kind)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    _bind(held, address, text)
+    return held
+
+
+def url(listen: str) -> str:
+    """Where clients on this host reach it: a wildcard address is reached by loopback."""
+    host, port = parse(listen)
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        if address.is_unspecified:
+            host = "::1" if address.version == 6 else "127.0.0.1"
+    return f"http://{render(host, port)}"
+
+
+def _bind(holder: socket.socket, address: object, text: str) -> None:
+    try:
+        holder.bind(address)  # type: ignore[arg-type]  # getaddrinfo's address fits its family
+    except PermissionError as error:
+        raise Refusal(f"{text} needs root ({error.strerror}): run as root, or choose a port above 1023",
+                      Status.HOST) from error
+    except OSError as error:
+        port = parse(text)[1]
+        user = user_of(port)
+        raise Refusal(
+            f"can't listen on {text} ({error.strerror.lower() if error.strerror else error}"
+            f"{', by ' + user if user else ''}): end it, or choose another address with --listen"
+        ) from error
+
+
+def user_of(port: int) -> str:
+    """The process that listens on a TCP port, as ``name (pid N)``; empty where it can't be known."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if int(fields[1].rsplit(":", 1)[1], 16) == port and fields[3] == "0A":  # 0A: listens
+                    inodes.add(f"socket:[{fields[9]}]")
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                for descriptor in (entry / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        if os.readlink(descriptor) in inodes:  # noqa: PTH115 - a descriptor's name is no path
+                            return f"{(entry / 'comm').read_text().strip()} (pid {entry.name})"
+    return ""

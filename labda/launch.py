@@ -1,0 +1,209 @@
+"""From a topology to files that processes can be started from: addresses, certificates, keys, configuration.
+
+Owns what each service is told. Refuses to know how a process is watched (``labda.children``) and what it does.
+"""
+
+import contextlib
+import hashlib
+import random
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chassis import config
+from chassis.certificates import Authority, TlsFiles, write_private
+from chassis.clock import SystemClock
+from chassis.config import NodeConfig
+from chassis.rpc import Caller
+from counting.config import CountingConfig
+from frontend.config import FrontendConfig
+from labda.refusal import Refusal, Status
+from labda.region import OPERATOR
+from labda.state import Credentials, State
+from labda.topology import Member, Topology
+from placement.config import PlacementConfig
+from worker_manager.config import ManagerConfig
+
+REGION = "us-east-1"
+ACCOUNT = "000000000000"
+LOOPBACK = "127.0.0.1"
+# Below the kernel's range for outgoing connections: a seed that is started again must find its port free.
+SEED_PORTS = range(20_000, 32_000)
+_PROJECT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One start of a cluster: everything that its processes are told."""
+
+    state: State
+    topology: Topology
+    listen: str                     # public endpoint, host:port, served by all frontends
+    seeds: Mapping[str, str]        # addresses of counting members and placements by node
+    runtimes: Path
+    region: str = REGION
+    check: bool = False             # cores check their invariants after every event
+
+    @property
+    def placements(self) -> tuple[str, ...]:
+        return tuple(self.seeds[m.node] for m in self.topology.members() if m.service == "placement")
+
+    @property
+    def counting(self) -> dict[str, str]:
+        return {m.node: self.seeds[m.node] for m in self.topology.members() if m.service == "counting"}
+
+    @property
+    def store(self) -> str:
+        return f"sqlite://{self.state.store}"
+
+
+def command(member: Member, state: State) -> list[str]:
+    """The same for every service, here and in a container."""
+    return [sys.executable, "-m", member.service, "--config", str(state.config(member.node))]
+
+
+def environment() -> dict[str, str]:
+    """All that a process inherits: configuration comes from its file."""
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/", "LANG": "C.UTF-8", "PYTHONPATH": str(_PROJECT), "PYTHONUNBUFFERED": "1",
+    }
+
+
+def write(plan: Plan) -> None:
+    """Certificates, configuration and folders of every process. Made anew at each start, except for the CA."""
+    authority = _authority(plan.state)
+    members = plan.topology.members()
+    for member in members:
+        _certify(plan.state, authority, member)
+        plan.state.node(member.node).mkdir(exist_ok=True)
+        plan.state.config(member.node).write_text(config.dump(settings(plan, member)))
+    _certify(plan.state, authority, Member(service="operator", node=OPERATOR, az="az1", host="operator"))
+    _make_counting(plan)
+
+
+def settings(plan: Plan, member: Member) -> Any:
+    """One process's configuration."""
+    fixed = plan.seeds.get(member.node)
+    node = NodeConfig(
+        service=member.service, node=member.node, az=member.az, host=member.host,
+        listen=fixed or f"{LOOPBACK}:0", placement=plan.placements, region=plan.region, check=plan.check,
+        tls=TlsFiles(
+            authority=str(plan.state.authority), certificate=str(plan.state.certificate(member.node)),
+            key=str(plan.state.key(member.node)),
+        ),
+    )
+    folder = plan.state.node(member.node)
+    match member.service:
+        case "counting":
+            return CountingConfig(node=node, directory=str(folder / "raft"), members=plan.counting)
+        case "placement":
+            return PlacementConfig(node=node, store=plan.store)
+        case "worker_manager":
+            return ManagerConfig(node=node)
+        case "frontend":
+            return FrontendConfig(
+                node=node, counting=tuple(plan.counting.values()), store=plan.store, listen=plan.listen,
+                key_file=str(plan.state.data_key), http=f"{LOOPBACK}:0",
+            )
+        case service:
+            raise AssertionError(f"no process of {service} is part of a topology")
+
+
+def find_seeds(state: State, topology: Topology) -> dict[str, str]:
+    """Addresses of the seeds: those of the last start where they are free, else others."""
+    before = state.read("seeds.json") or {}
+    rng = random.Random(hashlib.sha256(state.name.encode()).digest())  # noqa: S311 - spreads clusters over ports
+    taken: set[int] = set()
+    seeds: dict[str, str] = {}
+    for member in topology.members():
+        if member.service not in {"counting", "placement"}:
+            continue
+        port = int(before.get(member.node, "x:0").rsplit(":", 1)[1])
+        while port == 0 or port in taken or not _is_free(port):
+            port = rng.choice(SEED_PORTS)
+        taken.add(port)
+        seeds[member.node] = f"{LOOPBACK}:{port}"
+    state.write("seeds.json", seeds)
+    return seeds
+
+
+async def root_credentials(plan: Plan) -> Credentials:
+    """The root access key: made at the first start, and put into the store where a lost store lacks it."""
+    # Slow to import: this runs while the processes start.
+    from frontend.auth.keys import AccessKey, new_key, store_key  # noqa: PLC0415
+    from storage.cipher import Cipher  # noqa: PLC0415
+    from storage.faults import Conflict  # noqa: PLC0415
+    from storage.open import open_store  # noqa: PLC0415
+
+    found = plan.state.read("root.json")
+    if found is None:
+        key = new_key(ACCOUNT, random.SystemRandom(), time.time())
+        found = {"account": key.account, "access_key_id": key.key_id, "secret_access_key": key.secret}
+        plan.state.write("root.json", found)
+    key = AccessKey(
+        key_id=found["access_key_id"], account=found["account"], secret=found["secret_access_key"], created=time.time()
+    )
+    stores = open_store(plan.store, SystemClock())
+    try:
+        with contextlib.suppress(Conflict):  # it is there: the usual case
+            await store_key(stores.metadata, Cipher.open(plan.state.data_key), key)
+    finally:
+        await stores.close()
+    return plan.state.credentials()
+
+
+def worker_slot(state: State, members: Iterable[Member], member: Member) -> tuple[str, int]:
+    """A name and a number that no worker of another cluster on this machine has: for cgroups and user ids."""
+    digest = hashlib.sha256(state.name.encode()).hexdigest()
+    workers = [other.node for other in members if other.service == "worker"]
+    return f"{digest[:8]}-{member.node}", int(digest[:8], 16) % 5_000 * 180 + workers.index(member.node)
+
+
+# ---------------------------------------------------------------- certificates and files
+
+
+def _authority(state: State) -> Authority:
+    folder = state.authority.parent
+    if (folder / "ca.key").exists():
+        return Authority.load(folder)
+    authority = Authority.create()
+    authority.save(folder)
+    return authority
+
+
+def _certify(state: State, authority: Authority, member: Member) -> None:
+    tls = authority.issue(Caller(service=member.service, node=member.node, az=member.az, host=member.host))
+    write_private(state.certificate(member.node), tls.certificate)
+    write_private(state.key(member.node), tls.key)
+
+
+def _make_counting(plan: Plan) -> None:
+    """A member's files are made once, on purpose: one that lost them must not vote."""
+    names = sorted(plan.counting)
+    made = plan.state.read("counting.json")
+    if made is None:
+        from counting.raft import member  # noqa: PLC0415 - needed at the first start only
+
+        for name in names:
+            member.create(plan.state.node(name) / "raft", name)
+        plan.state.write("counting.json", names)
+    elif made != names:
+        raise Refusal(
+            f"{plan.state.root} has counting members {', '.join(made)}, not {', '.join(names)}: start it with the "
+            "--azs of its first start, or name another directory with --state", Status.USAGE,
+        )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True

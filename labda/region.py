@@ -1,0 +1,98 @@
+"""The cluster as an operator sees it: the region's view, the ledger's pools, the managers' sandboxes.
+
+Owns the operator's connections. Everything comes by RPC under the operator's certificate; no file of a service is read.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from chassis.certificates import Tls, TlsFiles
+from chassis.clock import SystemClock
+from chassis.directory import Directory
+from chassis.faults import Fault
+from chassis.grpc_network import GrpcNetwork, is_serving
+from chassis.rpc import Network
+from labda.refusal import Refusal, Status
+from labda.state import State
+from protos import counting_pb2, counting_rpc, placement_pb2, worker_manager_pb2, worker_manager_rpc
+
+OPERATOR = "operator"
+VIEW_S = 3.0
+CALL_S = 2.0
+
+Node = placement_pb2.Node
+
+
+class Region:
+    """Use ``opened``. ``directory`` follows the region's view."""
+
+    def __init__(self, network: Network, directory: Directory) -> None:
+        self._network = network
+        self.directory = directory
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every process that placement knows, by AZ, service and name."""
+        return sorted(self.directory.nodes.values(), key=lambda node: (node.az, node.service, node.node))
+
+    async def serving(self, node: Node) -> bool:
+        """Asks the process itself (gRPC health)."""
+        return await is_serving(self._network, node.address, service=node.service, node=node.node, timeout_s=CALL_S)
+
+    async def pools(self) -> counting_pb2.ListPoolsAnswer | None:
+        """From the leader of counting; None while there is none that answers."""
+        members = self.directory.of_service("counting")
+        for node in sorted(members, key=lambda member: member.role != "leader"):
+            channel = self._network.connect(node.address, service="counting", node=node.node)
+            try:
+                answer = await channel.call(counting_rpc.LIST_POOLS, counting_pb2.ListPoolsRequest(), timeout_s=CALL_S)
+            except Fault:
+                continue
+            finally:
+                await channel.close()
+            if not answer.HasField("not_leader"):
+                return answer
+        return None
+
+    async def managers(self) -> dict[str, worker_manager_pb2.DescribeAnswer]:
+        """What each manager that answers holds, by node."""
+        found = {}
+        for node in self.directory.of_service("worker_manager"):
+            channel = self._network.connect(node.address, service="worker_manager", node=node.node)
+            with contextlib.suppress(Fault):
+                found[node.node] = await channel.call(
+                    worker_manager_rpc.DESCRIBE, worker_manager_pb2.DescribeRequest(), timeout_s=CALL_S
+                )
+            await channel.close()
+        return found
+
+
+@contextlib.asynccontextmanager
+async def opened(state: State, placements: Sequence[str]) -> AsyncIterator[Region]:
+    """Follows the region's view while inside. The first view may not be there yet: ``wait``."""
+    files = TlsFiles(
+        authority=str(state.authority), certificate=str(state.certificate(OPERATOR)), key=str(state.key(OPERATOR))
+    )
+    try:
+        network = GrpcNetwork(Tls.read(files))
+    except OSError as error:
+        raise Refusal(f"can't read {error.filename} ({error.strerror}): run labda as the user who started the cluster",
+                      Status.HOST) from error
+    node = placement_pb2.Node(node=OPERATOR, service="operator", az="az1", host="operator")
+    directory = Directory(network=network, clock=SystemClock(), seeds=tuple(placements), node=node)
+    directory.start()
+    try:
+        yield Region(network, directory)
+    finally:
+        await directory.close()
+
+
+async def wait(region: Region, state: State) -> None:
+    """For the first view. Raises Refusal."""
+    try:
+        await region.directory.ready(VIEW_S)
+    except TimeoutError:
+        raise Refusal(
+            f"placement doesn't answer within {VIEW_S:.0f} s: its log is {state.root / 'logs'}; if it stays away, "
+            f"`labda down --state {state.root}` and start again", Status.NO_CLUSTER,
+        ) from None

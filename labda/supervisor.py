@@ -1,0 +1,267 @@
+"""The embedded cluster's supervisor: starts every process, waits until the region serves, keeps it so, takes it down.
+
+Owns the order of things and what is said about them. Processes are ``labda.children``'s, files ``labda.launch``'s; what
+is healthy is what the region's own view says, which the supervisor follows as an operator like any other.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chassis import logs
+from labda import endpoint, launch
+from labda.children import Child, Children, end_leftovers, identify
+from labda.console import Console
+from labda.refusal import Refusal
+from labda.region import Region, opened
+from labda.state import State
+from labda.topology import DRAIN_ORDER, Topology
+from labda.version import VERSION
+
+READY_S = 60.0
+STARTS_MAX = 3              # a process that ended this often before the region served will not serve
+DRAIN_S = 8.0               # longer than a process's own drain_s: it gives up first
+LIVE_S = 1.0
+HTTP_S = 2.0
+LEFTOVER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What ``labda up`` was asked for."""
+
+    topology: Topology
+    listen: str
+    runtimes: Path
+    deploy: Sequence[Path] = ()
+    check: bool = False
+
+
+class Supervisor:
+    """One start of one cluster, inside ``asyncio.run``."""
+
+    def __init__(self, state: State, options: Options, console: Console) -> None:
+        self._state = state
+        self._options = options
+        self._console = console
+        self._members = {member.node: member for member in options.topology.members()}
+        self._children = Children(environment=launch.environment(), observe=self._on_child)
+        self._changed = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._hurry = False
+        self._draining = False
+        self._serving = False
+
+    async def run(self) -> None:
+        """Until SIGINT or SIGTERM. Raises Refusal when the cluster can't be started; nothing is left then either."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        began = time.monotonic()
+        self._end_leftovers()
+        with endpoint.reserve(self._options.listen) as held:
+            plan = self._plan(held)
+            self._children.adopt()
+            try:
+                await self._live(plan, began)
+            finally:
+                await self._drain()
+                (self._state.root / "cluster.json").unlink(missing_ok=True)
+
+    # ------------------------------------------------------------ start
+
+    def _plan(self, held: socket.socket) -> launch.Plan:
+        host, _ = endpoint.parse(self._options.listen)
+        listen = endpoint.render(host, held.getsockname()[1])
+        plan = launch.Plan(
+            state=self._state, topology=self._options.topology, listen=listen, runtimes=self._options.runtimes,
+            seeds=launch.find_seeds(self._state, self._options.topology), check=self._options.check,
+        )
+        launch.write(plan)
+        return plan
+
+    async def _live(self, plan: launch.Plan, began: float) -> None:
+        for member in self._members.values():
+            self._children.start(member.node, launch.command(member, self._state), self._state.log(member.node))
+        credentials = await launch.root_credentials(plan)  # while the processes start
+        async with opened(self._state, plan.placements) as region:
+            region.directory.observe(lambda _: self._changed.set())
+            if not await self._await_ready(region):
+                return
+            runtimes = sorted({r for node in region.nodes for r in node.capacity.runtimes})
+            self._state.write("cluster.json", {
+                "endpoint": endpoint.url(plan.listen), "region": plan.region, "account": credentials.account,
+                "placements": list(plan.placements), "runtimes": runtimes, "version": VERSION,
+            })
+            self._serving = True
+            topology = self._options.topology
+            self._console.line(
+                f"labda {VERSION}", f"{_count(topology.azs, 'AZ')}, "
+                f"{_count(topology.azs * topology.workers_per_az, 'worker')}, {' '.join(runtimes)}",
+                f"ready in {time.monotonic() - began:.1f} s",
+            )
+            await self._deploy()
+            state = "" if self._state.root == self._state.default else f" --state {self._state.root}"
+            self._console.line("use it", f'eval "$(labda env{state})"; aws lambda list-functions')
+            self._console.plain("^C ends everything" if self._console.terminal else "SIGTERM ends everything")
+            self._console.release()
+            async for _ in self._ticks():
+                self._console.live(self._status(region))
+
+    async def _await_ready(self, region: Region) -> bool:
+        """Until the region serves; False when it was told to stop before. Raises Refusal."""
+        deadline = time.monotonic() + READY_S
+        while not self._stop.is_set():
+            missing = await self._missing(region)
+            if not missing:
+                return True
+            serving = len(self._members) - len(missing)
+            self._console.live(f"starting   {serving} of {len(self._members)} serve; waiting for {missing[0]}")
+            failed = next((c for c in self._children.by_name.values() if c.starts >= STARTS_MAX), None)
+            if failed is not None or time.monotonic() > deadline:
+                name = failed.name if failed else missing[0].split(" ")[0]
+                raise Refusal(f"{name} doesn't start: {self._last_words(name)} (log: {self._state.log(name)})")
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._changed.wait()
+        return False
+
+    async def _missing(self, region: Region) -> list[str]:
+        """What the region still lacks, in words that begin with a process's name."""
+        nodes = {node.node: node for node in region.nodes}
+        pids = self._children.pids()
+        missing = [
+            name for name in self._members
+            if name not in nodes or nodes[name].health != "serving" or nodes[name].pid != pids.get(name)
+        ]
+        if missing:
+            return missing
+        for service, role in (("counting", "leader"), ("placement", "active"), ("worker_manager", "active")):
+            of_service = [node for node in region.nodes if node.service == service]
+            if not any(node.role == role for node in of_service):
+                return [f"{of_service[0].node} (no {service} is {role} yet)"]
+        for node in region.nodes:
+            if node.service == "frontend" and not await _answers(node.http):
+                return [f"{node.node} (its HTTP address)"]
+        held = {lease.worker for answer in (await region.managers()).values() for lease in answer.workers}
+        return [f"{name} (not leased yet)" for name in self._members if self._of(name, "worker") and name not in held]
+
+    def _of(self, name: str, service: str) -> bool:
+        return self._members[name].service == service
+
+    async def _deploy(self) -> None:
+        """The examples of this start: in a thread, because the supervisor goes on watching meanwhile."""
+        from labda.commands import deploy  # noqa: PLC0415 - most starts deploy nothing
+
+        for path in self._options.deploy:
+            await asyncio.to_thread(deploy.demonstrate, self._state, path, self._console)
+
+    # ------------------------------------------------------------ while it runs
+
+    async def _ticks(self) -> AsyncIterator[None]:
+        while not self._stop.is_set():
+            yield
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LIVE_S):
+                    await self._stop.wait()
+
+    def _status(self, region: Region) -> str:
+        nodes = [node for node in region.nodes if node.node in self._members]
+        serving = sum(node.health == "serving" for node in nodes)
+        sandboxes = sum(node.capacity.sandboxes for node in nodes)
+        ill = [f"{node.node} {node.health}" for node in nodes if node.health != "serving"]
+        text = f"{serving} of {len(self._members)} processes serve, {_count(sandboxes, 'sandbox')}"
+        return text + (f"   {', '.join(ill)}" if ill else "")
+
+    def _on_child(self, child: Child) -> None:
+        self._changed.set()
+        if not self._draining:
+            self._state.write("processes.json", identify(self._children.pids()))
+        if self._serving and not self._draining:
+            if child.process is None:
+                self._console.line("ended", f"{child.name} ({child.ended})")
+            else:
+                self._console.line("restarted", f"{child.name} (start {child.starts}, pid {child.pid})")
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._hurry = True  # asked twice: whoever still drains is killed
+            for child in self._children.by_name.values():
+                self._children.kill(child)
+        self._stop.set()
+        self._changed.set()
+
+    # ------------------------------------------------------------ end
+
+    async def _drain(self) -> None:
+        self._draining = True
+        began = time.monotonic()
+        killed: list[str] = []
+        for service in DRAIN_ORDER:
+            names = [name for name in self._members if self._of(name, service)]
+            self._console.live(f"ending     {service}")
+            killed += await self._children.stop(names, grace_s=0.0 if self._hurry else DRAIN_S)
+        await self._children.stop_orphans()
+        self._state.write("processes.json", [])
+        for name in killed:
+            self._console.line("killed", f"{name} did not end within {DRAIN_S:.0f} s (log: {self._state.log(name)})")
+        self._console.line("ended", f"{_count(len(self._members), 'process')}", f"in {time.monotonic() - began:.1f} s")
+
+    def _end_leftovers(self) -> None:
+        """What a supervisor that was killed left behind: its processes end by themselves, this waits for them."""
+        left = end_leftovers(self._state.read("processes.json") or [], grace_s=LEFTOVER_S)
+        if left:
+            self._console.line("ended", f"left from a cluster that was killed: {', '.join(left)}")
+
+    def _last_words(self, name: str) -> str:
+        """The newest log line of a process, for the sentence that says why it doesn't start."""
+        child = self._children.by_name[name]
+        with contextlib.suppress(FileNotFoundError):
+            lines = self._state.log(name).read_text(errors="replace").strip().splitlines()
+            if lines:
+                return f"{child.ended or 'still starting'}, its last words: {lines[-1][-400:]}"
+        return child.ended or "still starting, it said nothing"
+
+
+async def _answers(address: str) -> bool:
+    """Whether an HTTP server listens at host:port and answers anything but 503."""
+    if not address:
+        return False
+    host, port = endpoint.parse(address.removeprefix("http://").rstrip("/"))
+    try:
+        async with asyncio.timeout(HTTP_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(f"GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n".encode())
+                status = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return status.startswith(b"HTTP/1.1 ") and not status.startswith(b"HTTP/1.1 503")
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun + ("es" if noun[-1] in "sx" else "s")
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def supervise(state: State, options: Options, console: Console) -> None:
+    """Blocks until the cluster was ended. Raises Refusal."""
+    logs.configure(service="labda", node="supervisor", level="error")
+    state.prepare()
+    with state.lock():
+        asyncio.run(Supervisor(state, options, console).run())
+
+
+def pids(state: State) -> list[dict[str, Any]]:
+    """What the supervisor last wrote about its processes."""
+    found: list[dict[str, Any]] = state.read("processes.json") or []
+    return found

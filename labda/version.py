@@ -1,0 +1,3 @@
+"""The version that people see."""
+
+VERSION = "0.1"

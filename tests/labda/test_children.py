@@ -1,0 +1,136 @@
+"""The supervisor's child processes: real ones, ended, restarted and stopped."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from labda.children import Backoff, Child, Children, descendants, end_leftovers, identify, start_ticks
+
+DEADLINE_S = 10.0
+SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+STUBBORN = [
+    sys.executable, "-S", "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)",
+]
+PARENT = [
+    sys.executable, "-S", "-c",
+    """import os, time
+pid = os.posix_spawn('/bin/sleep', ['sleep', '600'], {}, setsid=True)
+print(pid, flush=True); time.sleep(600)""",
+]
+
+
+async def until(condition, what):
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+    assert condition(), what
+
+
+@pytest.fixture
+async def children(tmp_path):
+    seen: list[tuple[str, bool]] = []
+    found = Children(
+        environment={"PATH": os.environ["PATH"]}, observe=lambda child: seen.append((child.name, child.pid is not None))
+    )
+    found.seen = seen
+    yield found
+    await found.stop(list(found.by_name), grace_s=0.0)
+    await found.stop_orphans()
+
+
+async def test_a_process_that_dies_is_back_at_once(children, tmp_path):
+    child = children.start("a", SLEEPER, tmp_path / "a.log")
+    first = child.pid
+    began = time.monotonic()
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: child.pid not in {None, first}, "started again")
+    assert time.monotonic() - began < 1.0
+    assert child.starts == 2
+    assert child.ended == "killed by SIGKILL"
+    assert children.seen == [("a", True), ("a", False), ("a", True)]
+
+
+def test_backoff_doubles_to_thirty_seconds_and_starts_afresh_after_a_minute_of_life():
+    backoff = Backoff()
+    assert [backoff.delay(0.5) for _ in range(8)] == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert backoff.delay(61.0) == 0.0
+    assert backoff.delay(0.5) == 1.0
+
+
+async def test_a_stopped_process_stays_ended(children, tmp_path):
+    child = children.start("a", SLEEPER, tmp_path / "a.log")
+    pid = child.pid
+    assert await children.stop(["a"], grace_s=DEADLINE_S) == []
+    assert child.pid is None
+    assert start_ticks(pid) is None
+    assert child.starts == 1
+
+
+async def test_a_process_that_ignores_sigterm_is_killed_and_named(children, tmp_path):
+    log = tmp_path / "a.log"
+    child = children.start("a", STUBBORN, log)
+    await until(lambda: log.exists() and "deaf" in log.read_text(), "it ignores SIGTERM by now")
+    pid = child.pid
+    assert await children.stop(["a"], grace_s=0.2) == ["a"]
+    assert start_ticks(pid) is None
+
+
+async def test_what_a_killed_process_leaves_is_adopted_and_ended(children, tmp_path):
+    children.adopt()
+    log = tmp_path / "a.log"
+    child = children.start("a", PARENT, log)
+    await until(lambda: log.exists() and log.read_text().strip(), "it has a child by now")
+    orphan = int(log.read_text())
+    os.kill(child.pid, signal.SIGKILL)
+    await until(lambda: child.starts == 2, "started again")
+    assert start_ticks(orphan) is not None
+    assert orphan in descendants(os.getpid())
+    await children.stop(["a"], grace_s=0.0)
+    await children.stop_orphans()
+    assert start_ticks(orphan) is None
+
+
+async def test_processes_end_when_their_supervisor_is_killed(tmp_path):
+    program = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom labda.children import Children\n"
+        "async def main():\n"
+        "    children = Children(environment={'PATH': '/usr/bin:/bin'}, observe=lambda child: None)\n"
+        f"    child = children.start('a', {SLEEPER!r}, Path({str(tmp_path / 'a.log')!r}))\n"
+        "    print(child.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    with supervisor:
+        pid = int(supervisor.stdout.readline())
+        # setpriv has become the program by then, so that the kernel was told before the supervisor dies
+        await until(lambda: b"time.sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                    and b"setpriv" not in Path(f"/proc/{pid}/cmdline").read_bytes(), "exec'd")
+        supervisor.kill()
+    await until(lambda: start_ticks(pid) is None, "ended by the kernel")
+
+
+async def test_leftovers_are_ended_only_if_the_pid_is_still_theirs(tmp_path):
+    process = subprocess.Popen(SLEEPER)
+    try:
+        [record] = identify({"a": process.pid})
+        assert end_leftovers([{**record, "ticks": record["ticks"] - 1}], grace_s=0.0) == []
+        assert process.poll() is None
+        assert end_leftovers([record], grace_s=0.0) == ["a"]
+        assert process.wait(DEADLINE_S) == -signal.SIGTERM or process.returncode == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_child_that_never_started_has_no_pid(tmp_path):
+    assert Child("a", SLEEPER, tmp_path / "a.log").pid is None

@@ -1,0 +1,66 @@
+"""What ``labda deploy`` makes of a folder or an archive."""
+
+import io
+import zipfile
+
+import pytest
+
+from labda import package
+from labda.refusal import Refusal
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "my function"
+    (root / "lib" / "__pycache__").mkdir(parents=True)
+    (root / "lib" / "__pycache__" / "x.pyc").write_bytes(b"x")
+    (root / "lib" / "x.py").write_text("X = 1\n")
+    (root / "app.py").write_text("def handler(event, context):\n    return 1\n")
+    (root / "run.sh").write_text("#!/bin/sh\n")
+    (root / "run.sh").chmod(0o700)
+    (root / "link").symlink_to("lib/x.py")
+    return root
+
+
+def test_a_folder_becomes_the_same_archive_each_time(folder):
+    found = package.read(folder)
+    assert found.archive == package.read(folder).archive
+    with zipfile.ZipFile(io.BytesIO(found.archive)) as archive:
+        modes = {entry.filename: entry.external_attr >> 16 for entry in archive.infolist()}
+    assert modes == {"app.py": 0o100644, "lib/x.py": 0o100644, "link": 0o120777, "run.sh": 0o100755}
+    assert found.name == "my-function"
+    assert package.choose_handler(found) == "app.handler"
+
+
+def test_an_archive_is_sent_as_it_is(folder, tmp_path):
+    path = tmp_path / "thing.zip"
+    path.write_bytes(package.read(folder).archive)
+    found = package.read(path)
+    assert found.archive == path.read_bytes()
+    assert (found.name, package.choose_handler(found)) == ("thing", "app.handler")
+
+
+def test_runtime_is_this_pythons_or_the_newest_or_a_provided_one(folder):
+    offered = ["python3.9", "python3.12", "python3.11", "provided.al2", "provided.al2023"]
+    found = package.read(folder)
+    assert package.choose_runtime(found, offered, "python3.11") == "python3.11"
+    assert package.choose_runtime(found, offered, "python3.14") == "python3.12"
+    (folder / "bootstrap").write_text("#!/bin/sh\n")
+    assert package.choose_runtime(package.read(folder), offered, "python3.11") == "provided.al2023"
+    with pytest.raises(Refusal, match=r"it has: python3\.9"):
+        package.choose_runtime(package.read(folder), ["python3.9"], "python3.11")
+
+
+def test_what_cannot_be_deployed_says_why(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no.zip").write_bytes(b"hello")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "other.py").write_text("def f(): ...\n")
+    with pytest.raises(Refusal, match="holds no file"):
+        package.read(tmp_path / "empty")
+    with pytest.raises(Refusal, match="neither a folder nor a zip"):
+        package.read(tmp_path / "no.zip")
+    with pytest.raises(Refusal, match="does not exist"):
+        package.read(tmp_path / "nothing")
+    with pytest.raises(Refusal, match="--handler"):
+        package.choose_handler(package.read(tmp_path / "odd"))

@@ -1,0 +1,148 @@
+"""State directory, public address, topology, command line: what is refused says what to do."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labda import endpoint
+from labda.__main__ import COMMANDS, main
+from labda.api import Answer
+from labda.console import Console
+from labda.phases import describe, parse
+from labda.refusal import Refusal
+from labda.state import State
+from labda.topology import Topology
+
+
+def test_a_directory_serves_one_cluster(tmp_path):
+    state = State(tmp_path / "s")
+    state.prepare()
+    assert state.holder() is None
+    with state.lock():
+        assert state.holder() == os.getpid()
+        program = (
+            "from pathlib import Path; from labda.state import State\n"
+            f"with State(Path({str(state.root)!r})).lock(): pass"
+        )
+        other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False,
+                               cwd=Path(__file__).parents[2])
+        assert f"already runs in {state.root} (pid {os.getpid()})" in other.stderr
+    assert state.holder() is None
+
+
+def test_a_newer_directory_is_refused(tmp_path):
+    state = State(tmp_path)
+    state.prepare()
+    (tmp_path / "version").write_text("2\n")
+    with pytest.raises(Refusal, match=r"written by a newer labda \(format 2"):
+        state.prepare()
+
+
+def test_records_are_for_their_owner_only(tmp_path):
+    state = State(tmp_path)
+    state.write("root.json", {"account": "0", "access_key_id": "a", "secret_access_key": "b"})
+    assert (tmp_path / "root.json").stat().st_mode & 0o777 == 0o600
+    assert state.credentials().secret == "b"
+    (tmp_path / "root.json").write_text("{")
+    with pytest.raises(Refusal, match="damaged"):
+        state.credentials()
+
+
+def test_a_port_in_use_names_its_process():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(Refusal, match=rf"127.0.0.1:{port} .*by .*\(pid {os.getpid()}\).*--listen"):
+            endpoint.reserve(f"127.0.0.1:{port}")
+    with endpoint.reserve("127.0.0.1:0") as held, socket.socket() as frontend:
+        port = held.getsockname()[1]
+        assert port
+        frontend.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        frontend.bind(("127.0.0.1", port))
+        frontend.listen()
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass  # the held socket doesn't listen: every connection reaches the frontend
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [("127.0.0.1:9000", "http://127.0.0.1:9000"), ("0.0.0.0:80", "http://127.0.0.1:80"), ("[::]:80", "http://[::1]:80")],
+)
+def test_the_url_of_an_address(listen, url):
+    assert endpoint.url(listen) == url
+
+
+@pytest.mark.parametrize("listen", ["9000", "127.0.0.1", ":9000", "127.0.0.1:http", "127.0.0.1:70000"])
+def test_an_odd_address_is_refused(listen):
+    with pytest.raises(Refusal, match="HOST:PORT"):
+        endpoint.parse(listen)
+
+
+@pytest.mark.parametrize(("azs", "members"), [(1, 3), (2, 3), (3, 3), (4, 3), (5, 5), (7, 5), (9, 5)])
+def test_counting_has_an_odd_number_of_members(azs, members):
+    topology = Topology(azs=azs)
+    assert topology.counting_members == members
+    names = [member.node for member in topology.members()]
+    assert len(names) == len(set(names)) == members + 2 + 2 * azs
+    assert {member.az for member in topology.members()} == {f"az{n}" for n in range(1, azs + 1)}
+
+
+def test_the_default_cluster():
+    nodes = {member.node: (member.az, member.host) for member in Topology().members()}
+    assert nodes == {
+        "counting-az1": ("az1", "control-az1"), "counting-az2": ("az2", "control-az2"),
+        "counting-az3": ("az3", "control-az3"), "placement-az1": ("az1", "control-az1"),
+        "manager-az2": ("az2", "control-az2"),
+        "frontend-az1-1": ("az1", "control-az1"), "frontend-az2-1": ("az2", "control-az2"),
+        "frontend-az3-1": ("az3", "control-az3"),
+        "worker-az1-1": ("az1", "host-az1-1"), "worker-az2-1": ("az2", "host-az2-1"),
+        "worker-az3-1": ("az3", "host-az3-1"),
+    }
+
+
+@pytest.mark.parametrize("argv", [["up", "--azs", "0"], ["up", "--workers-per-az", "21"], ["up", "--listen", "x"]])
+def test_a_wrong_command_line_is_one_sentence(argv, tmp_path, capsys):
+    assert main([*argv, "--state", str(tmp_path / "s")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["env"], ["status"], ["invoke", "f"], ["logs", "f"]])
+def test_without_a_cluster_every_command_says_how_to_start_one(argv, tmp_path, capsys):
+    assert main([*argv, "--state", str(tmp_path / "s")]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"labda up --state {tmp_path / 's'}" in said
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert COMMANDS[command].split(" ")[-1] in capsys.readouterr().out.lower()
+
+
+def test_a_payload_that_is_no_json_is_refused_before_it_is_sent(tmp_path, capsys):
+    assert main(["invoke", "f", "--payload", "hello", "--state", str(tmp_path)]) == 2
+    assert "not JSON" in capsys.readouterr().err
+
+
+def test_output_without_a_terminal_is_plain(capsys):
+    console = Console()
+    console.live("never seen")
+    console.line("labda 0.1", "3 AZs", "ready in 3.1 s")
+    console.plain("done")
+    out = capsys.readouterr().out
+    assert out == f"{'labda 0.1  3 AZs':<80}ready in 3.1 s\ndone\n"
+
+
+def test_phases_in_words():
+    headers = {"x-labda-phases": "permit=0.01;place=1.2;code=3;sandbox=9;runtime=45;init=2;run=1"}
+    assert describe(Answer(200, headers, b"", 0.0612)) == (
+        "cold 61 ms (permit 0, place 1, code 3, sandbox 9, runtime 45, init 2, run 1)"
+    )
+    assert describe(Answer(200, {"x-labda-phases": "permit=0;run=0.5"}, b"", 0.00092)) == "warm 0.9 ms"
+    assert parse("") == {}
