@@ -33,9 +33,9 @@ MOUNT_POINTS = ("var/task", "opt", "tmp", "proc", "dev", "usr/bin", "usr/lib", "
                 "etc", "var/empty", "sys", "usr/local/bin")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 ETC = {
-    "passwd": "root:x:0:0:root:/root:/sbin/nologin\nsbx_user1051:x:993:990::/home/sbx_user1051:/sbin/nologin\n"
+    "passwd": "root:x:0:0:root:/root:/sbin/nologin\nsbx_user1051:x:993:993::/home/sbx_user1051:/sbin/nologin\n"
               "nobody:x:65534:65534:nobody:/:/sbin/nologin\n",
-    "group": "root:x:0:\nsbx_user1051:x:990:\nnobody:x:65534:\n",
+    "group": "root:x:0:\nsbx_user1051:x:993:\nnobody:x:65534:\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "hostname": "localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
