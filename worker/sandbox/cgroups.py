@@ -115,7 +115,7 @@ class Cgroups:
     def open(self) -> None:
         """Makes the parent groups, after killing and removing what an earlier incarnation left in them."""
         for root in self._roots:
-            if os.path.isdir(f"{root}/{self.parent}"):  # noqa: PTH112 - no pathlib in the spawner
+            if os.path.isdir(f"{root}/{self.parent}"):
                 self._clear(f"{root}/{self.parent}")
             else:
                 os.mkdir(f"{root}/{self.parent}", 0o755)
@@ -126,7 +126,7 @@ class Cgroups:
         """Removes the parent groups, killing what is left in them."""
         for root in self._roots:
             path = f"{root}/{self.parent}"
-            if os.path.isdir(path):  # noqa: PTH112
+            if os.path.isdir(path):
                 self._clear(path)
                 _remove(path)
 
@@ -161,7 +161,7 @@ class Cgroups:
         deadline = time.monotonic() + 5
         while True:
             _kill_tree(path)
-            left = [name for name in os.listdir(path) if os.path.isdir(f"{path}/{name}")]  # noqa: PTH112, PTH208
+            left = [name for name in os.listdir(path) if os.path.isdir(f"{path}/{name}")]
             if not left:
                 return
             for name in left:

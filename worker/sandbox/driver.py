@@ -70,13 +70,10 @@ class UnpackedCode:
     size_bytes: int  # sum of the unpacked files
 
 
-class SandboxFault(Exception):
+class SandboxFault(Fault):
     """A driver could not do what it was asked. `definite`: nothing was created, started or changed."""
 
-    def __init__(self, message: str, *, definite: bool) -> None:
-        super().__init__(message)
-        self.message = message
-        self.definite = definite
+    code = FaultCode.UNAVAILABLE
 
 
 class BadArchive(SandboxFault):

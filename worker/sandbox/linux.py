@@ -108,7 +108,7 @@ def syncfs(fd: int) -> None:
 
 def last_capability() -> int:
     """Number of the kernel's highest capability."""
-    with open("/proc/sys/kernel/cap_last_cap") as file:  # noqa: PTH123 - pathlib costs start-up time here
+    with open("/proc/sys/kernel/cap_last_cap") as file:
         return int(file.read())
 
 
@@ -129,7 +129,7 @@ def attach_loop(image: int) -> tuple[str, int]:
 
     Returns the device's path and an open descriptor of it, which keeps it alive until it is mounted.
     """
-    with open("/dev/loop-control", "rb+", buffering=0) as control:  # noqa: PTH123
+    with open("/dev/loop-control", "rb+", buffering=0) as control:
         for _ in range(64):  # another process may take the free one first
             number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
             device = f"/dev/loop{number}"
