@@ -25,6 +25,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "/labda.raft.v1.Raft/Exchange": frozenset({"counting"}),
     "/labda.worker.v1.Worker/Manage": frozenset({"worker_manager"}),
     "/labda.worker.v1.Worker/Invoke": frozenset({"frontend"}),
+    "/labda.worker.v1.Worker/Logs": frozenset({"operator"}),
     "/labda.worker_manager.v1.WorkerManager/Reserve": frozenset({"frontend"}),
     "/labda.worker_manager.v1.WorkerManager/Describe": frozenset({"operator"}),
     "/labda.placement.v1.Placement/Register": _EVERYONE,

@@ -17,3 +17,10 @@ INVOKE: Method[worker_pb2.InvokeFrames, worker_pb2.InvokeFrames] = Method(
     client_streams=True,
     server_streams=True,
 )
+LOGS: Method[worker_pb2.LogsRequest, worker_pb2.LogLines] = Method(
+    path="/labda.worker.v1.Worker/Logs",
+    request=worker_pb2.LogsRequest,
+    response=worker_pb2.LogLines,
+    client_streams=False,
+    server_streams=True,
+)

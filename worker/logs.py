@@ -1,0 +1,199 @@
+"""Function logs on this worker: kept per function in NDJSON files, bounded, read over an RPC.
+
+Owns buffering, rotation and followers. Refuses to know who wrote a line. Delivery is asynchronous and never fails an
+invocation: what doesn't fit is dropped and counted. Files are written off the loop, through ``LogFiles``.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+import structlog
+
+from chassis.process import Tasks
+
+FLUSH_S = 0.05
+BUFFER_LINES_MAX = 100_000
+FOLLOWER_LINES_MAX = 10_000
+
+_log = structlog.get_logger(__name__)
+
+Key = tuple[str, str]  # account, function
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    number: int     # grows by one per line of this worker's life
+    at_ms: int      # Unix milliseconds
+    stream: str
+    message: str
+
+
+class LogFiles(Protocol):
+    """Blocking file work of the logs, called off the loop."""
+
+    def append(self, key: Key, data: bytes) -> None: ...
+
+    def read(self, key: Key) -> bytes:
+        """Everything kept of one function, oldest first."""
+        ...
+
+
+class RotatedFiles:
+    """Two files per function, each at most ``file_bytes_max``: the older one goes when the newer one is full."""
+
+    def __init__(self, folder: Path, *, file_bytes_max: int, functions_max: int = 10_000) -> None:
+        self._folder = folder
+        self._file_bytes_max = file_bytes_max
+        self._functions_max = functions_max
+
+    def append(self, key: Key, data: bytes) -> None:
+        folder = self._of(key)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._make_room()
+        current = folder / "current.ndjson"
+        if current.exists() and current.stat().st_size + len(data) > self._file_bytes_max:
+            current.replace(folder / "previous.ndjson")
+        with current.open("ab") as file:
+            file.write(data)
+
+    def read(self, key: Key) -> bytes:
+        folder = self._of(key)
+        found = []
+        for name in ("previous.ndjson", "current.ndjson"):
+            path = folder / name
+            found.append(path.read_bytes() if path.exists() else b"")
+        return b"".join(found)
+
+    def _of(self, key: Key) -> Path:
+        # Quoted, and never "." or "..": a name is data, not a path.
+        return self._folder / f"a-{quote(key[0], safe='')}" / f"f-{quote(key[1], safe='')}"
+
+    def _make_room(self) -> None:
+        """Forgets the functions that were silent longest when there are too many."""
+        folders = [path for path in self._folder.glob("a-*/f-*") if path.is_dir()]
+        excess = len(folders) - self._functions_max
+        if excess <= 0:
+            return
+        for folder in sorted(folders, key=lambda path: path.stat().st_mtime)[:excess]:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+
+
+class MemoryFiles:
+    """``LogFiles`` without a disk: for tests and simulations."""
+
+    def __init__(self) -> None:
+        self.files: dict[Key, bytes] = {}
+
+    def append(self, key: Key, data: bytes) -> None:
+        self.files[key] = self.files.get(key, b"") + data
+
+    def read(self, key: Key) -> bytes:
+        return self.files.get(key, b"")
+
+
+class FunctionLogs:
+    """``append`` never waits. ``start`` and ``close`` frame its one background task."""
+
+    def __init__(self, files: LogFiles) -> None:
+        self._files = files
+        self._buffers: dict[Key, list[LogLine]] = {}
+        self._buffered = 0
+        self._dropped = 0
+        self._number = 0
+        self._followers: dict[Key, set[asyncio.Queue[LogLine]]] = {}
+        self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._tasks = Tasks()
+
+    def start(self) -> None:
+        self._tasks.start(self._run(), name="function logs")
+
+    async def close(self) -> None:
+        await self._tasks.cancel()
+        await self._flush()
+
+    def append(self, key: Key, *, at_ms: int, stream: str, message: str) -> None:
+        if self._buffered >= BUFFER_LINES_MAX:
+            self._dropped += 1
+            return
+        self._number += 1
+        line = LogLine(number=self._number, at_ms=at_ms, stream=stream, message=message)
+        self._buffers.setdefault(key, []).append(line)
+        self._buffered += 1
+        self._wake.set()
+        for queue in self._followers.get(key, ()):
+            if not queue.full():
+                queue.put_nowait(line)
+
+    async def read(self, key: Key, *, since_ms: int, follow: bool) -> AsyncIterator[list[LogLine]]:
+        """Lines from ``since_ms`` on in batches, then (with ``follow``) new ones for as long as it is read."""
+        queue: asyncio.Queue[LogLine] = asyncio.Queue(FOLLOWER_LINES_MAX)
+        self._followers.setdefault(key, set()).add(queue)
+        try:
+            seen = self._number
+            await self._flush()
+            data = await asyncio.get_running_loop().run_in_executor(None, self._files.read, key)
+            lines = [line for line in _parse(data) if line.at_ms >= since_ms]
+            for start in range(0, len(lines), 500):
+                yield lines[start:start + 500]
+            while follow:
+                batch = [await queue.get()]
+                while not queue.empty() and len(batch) < 500:
+                    batch.append(queue.get_nowait())
+                fresh = [line for line in batch if line.number > seen]
+                if fresh:
+                    yield fresh
+        finally:
+            self._followers[key].discard(queue)
+            if not self._followers[key]:
+                del self._followers[key]
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(FLUSH_S)  # lines of many invocations go in one write
+            await self._flush()
+
+    async def _flush(self) -> None:
+        async with self._writing:
+            self._wake.clear()
+            buffers, self._buffers, self._buffered = self._buffers, {}, 0
+            if self._dropped:
+                _log.warning("function logs dropped: the disk doesn't keep up", lines=self._dropped)
+                self._dropped = 0
+            loop = asyncio.get_running_loop()
+            for key, lines in buffers.items():
+                try:
+                    await loop.run_in_executor(None, self._files.append, key, _encode(lines))
+                except OSError as error:
+                    _log.warning("function logs lost", function=key[1], lines=len(lines), error=str(error))
+
+
+def _encode(lines: list[LogLine]) -> bytes:
+    rows = (
+        json.dumps({"timestamp": line.at_ms, "stream": line.stream, "message": line.message}, separators=(",", ":"))
+        for line in lines
+    )
+    return ("\n".join(rows) + "\n").encode()
+
+
+def _parse(data: bytes) -> list[LogLine]:
+    """A line cut by a crash is skipped."""
+    lines: list[LogLine] = []
+    for row in data.splitlines():
+        try:
+            value = json.loads(row)
+        except ValueError:
+            continue
+        lines.append(
+            LogLine(number=0, at_ms=value["timestamp"], stream=value["stream"], message=value["message"])
+        )
+    return lines
