@@ -109,19 +109,19 @@ class MemoryMetadata:
     async def acknowledge(self, watcher: str, revision: int, lease_s: float) -> None:
         check_key(watcher)
         self._check_open()
+        now = self._clock.wall()
+        self._forget_lapsed(now)
         known = self._acknowledgements.get(watcher)
         self._acknowledgements[watcher] = Acknowledgement(
             watcher=watcher,
             revision=max(revision, known.revision if known else 0),
-            expires_at=self._clock.wall() + lease_s,
+            expires_at=now + lease_s,
         )
 
     async def acknowledgements(self) -> tuple[Acknowledgement, ...]:
         self._check_open()
-        now = self._clock.wall()
-        live = {name: item for name, item in self._acknowledgements.items() if item.expires_at > now}
-        self._acknowledgements = live
-        return tuple(live[name] for name in sorted(live))
+        self._forget_lapsed(self._clock.wall())
+        return tuple(self._acknowledgements[watcher] for watcher in sorted(self._acknowledgements))
 
     async def close(self) -> None:
         self._closed = True
@@ -134,6 +134,10 @@ class MemoryMetadata:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosed
+
+    def _forget_lapsed(self, now: float) -> None:
+        live = {watcher: item for watcher, item in self._acknowledgements.items() if item.expires_at > now}
+        self._acknowledgements = live
 
     def _compare(self, key: str, expected: int | None) -> None:
         record = self._records.get(key)

@@ -83,6 +83,13 @@ async def test_what_was_acknowledged_outlives_kill_9(world: SqliteWorld) -> None
     assert await world.metadata().put("after", b"", expected=0) == listing.revision + 1
 
 
+async def test_every_commit_is_synced(world: SqliteWorld) -> None:
+    # kill -9 leaves the page cache alone, so that only the settings speak for a power loss.
+    connection = world.metadata()._writer.connection
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 async def test_a_write_cancelled_before_it_began_never_happens(world: SqliteWorld) -> None:
     store = world.metadata(answer_s=5.0)
     async with world.out_of_reach(store):

@@ -125,13 +125,11 @@ class SqliteWorld:
             if statement == "COMMIT":
                 disk.wait(timeout=30)
 
-        connection = store._writer.connection
-        connection.set_trace_callback(hang)
+        store._writer.connection.set_trace_callback(hang)
         try:
             yield
         finally:
-            connection.set_trace_callback(None)
-            disk.set()
+            disk.set()  # the callback stays: to take it off would wait for the statement that waits in it
 
     @contextlib.asynccontextmanager
     async def out_of_reach(self, store: MetadataStore) -> AsyncIterator[None]:
