@@ -435,7 +435,8 @@ class Region:
 
     def __init__(self, clock: Clock, *, limit: int = 10, linger_s: float = 0.05, workers: int = 1) -> None:
         self.clock = clock
-        self.fabric = Fabric()
+        self.fabric: Any = Fabric()
+        self.anywhere = "mem:0"     # an address with any free port
         self.counting = MemoryCounting(limit)
         self.workers = [MemoryWorker(f"worker-az{n}", f"h{n}") for n in range(1, workers + 1)]
         self.manager = MemoryManager("manager-1", self.workers, linger_s)
@@ -448,7 +449,7 @@ class Region:
 
     async def serve(self, service: str, node: str, handlers: Handlers, host: str = "h0") -> str:
         caller = Caller(service=service, node=node, az="az1", host=host)
-        server = await self.fabric.network(caller).serve("mem:0", handlers)
+        server = await self.fabric.network(caller).serve(self.anywhere, handlers)
         self.servers[node] = server
         self.nodes.append(placement_pb2.Node(
             node=node, service=service, az="az1", host=host, address=server.address, health="serving", nonce=1,
@@ -475,7 +476,7 @@ class Region:
             frontend = FrontendService(
                 FrontendConfig(
                     node=NodeConfig(
-                        service="frontend", node=node, az=f"az{number}", host=f"h{number}", listen="mem:0",
+                        service="frontend", node=node, az=f"az{number}", host=f"h{number}", listen=self.anywhere,
                         placement=(placement,), tls=NO_TLS, check=True,
                     ),
                     counting=counting, store="memory:", key_file="", permit_s=1.0,
