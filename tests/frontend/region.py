@@ -272,7 +272,6 @@ class MemoryWorker:
         self.incarnation = common_pb2.Incarnation(host=host, nonce=1)
         self.sandboxes: dict[str, Sandbox] = {}
         self.running: dict[str, Run] = {}
-        self.ended: set[str] = set()
         self.barred: set[str] = set()
         self.starts: list[str] = []
         self.peak = 0
@@ -308,7 +307,8 @@ class MemoryWorker:
         self.owners[invocation] = frontend
         match frame.WhichOneof("frame"):
             case "hello":
-                self.say("", welcome=Frame.Welcome(incarnation=self.incarnation))
+                mine = [name for name in self.running if self.owners[name] == frontend]
+                self.say("", welcome=Frame.Welcome(incarnation=self.incarnation, running=mine))
             case "start":
                 self.start(invocation, frame.start)
             case "chunk":
@@ -322,12 +322,6 @@ class MemoryWorker:
                 if invocation in self.running:
                     self.running[invocation].credit += frame.credit.bytes
                     self.pump(invocation, self.running[invocation])
-            case "cancel":
-                if invocation in self.ended:
-                    self.say(invocation, end=Frame.End())
-                elif invocation not in self.running:
-                    self.barred.add(invocation)
-                    self.never(invocation, Frame.NeverStarted.CANCELLED)
 
     def never(self, invocation, reason, detail="") -> None:
         self.barred.add(invocation)
@@ -387,7 +381,6 @@ class MemoryWorker:
         if self.hold_end is not None:
             await self.hold_end.wait()
         del self.running[invocation]
-        self.ended.add(invocation)
         self.say(invocation, end=Frame.End())
 
     def pump(self, invocation: str, run: Run) -> None:
@@ -455,7 +448,7 @@ class Region:
             node=node, service=service, az="az1", host=host, address=server.address, health="serving", nonce=1,
             capacity=placement_pb2.WorkerCapacity(runtimes=["python3.11"]) if service == "worker" else None,
         ))
-        return server.address
+        return str(server.address)
 
     async def start_counting(self) -> tuple[str, ...]:
         """The ledger's members; their addresses."""
