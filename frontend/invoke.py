@@ -85,8 +85,8 @@ class FunctionInvoker:
         outcome = await self._attempt(request, phases, request.request_id, fresh=False)
         if isinstance(outcome, NotStarted) and outcome.reason != "SHED" and self._budget.take():
             _log.info("start refused", cause=request.request_id, reason=outcome.reason, detail=outcome.detail)
-            # The refusal barred the first id at that worker for good.
-            outcome = await self._attempt(request, phases, f"{request.request_id}.2", fresh=True)
+            # The refusal barred the first id at that worker for good: "#2" is the same request's second start.
+            outcome = await self._attempt(request, phases, f"{request.request_id}#2", fresh=True)
         if isinstance(outcome, Answered):
             return outcome
         raise Unavailable(

@@ -867,16 +867,24 @@ class InvokeFrame(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         INCARNATION_FIELD_NUMBER: _builtins.int
+        RUNNING_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def incarnation(self) -> _common_pb2.Incarnation: ...
+        @_builtins.property
+        def running(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """This frontend's invocations that still run here, from streams before this one, which are closed now: their Ends
+            come on this stream. Whatever else it started here before has ended, or never began and never will.
+            """
+
         def __init__(
             self,
             *,
             incarnation: _common_pb2.Incarnation | None = ...,
+            running: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "running", b"running"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1045,6 +1053,7 @@ class InvokeFrame(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     invocation: _builtins.str
+    """"ID" or "ID#n": the n-th start of request ID after refused ones (a refused id is barred here for good)."""
     @_builtins.property
     def hello(self) -> Global___InvokeFrame.Hello: ...
     @_builtins.property

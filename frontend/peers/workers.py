@@ -3,9 +3,9 @@
 Owns the streams, payload chunks with credit, and what becomes of invocations whose stream broke. Refuses to know
 permits, and reservations beyond the messages that carry them.
 
-A broken stream frees nothing (rule 3). After it is made again, each invocation that was on it is asked for by a Cancel:
-the worker answers NeverStarted (and bars the id), End, or says nothing until it has ended. A Welcome of another
-incarnation is the word that nothing of the older one runs.
+A broken stream frees nothing (rule 3). The Welcome on the next one says which of this frontend's invocations still
+run there, and their Ends come on it; whatever else was started before has ended, or never began and never will. A
+Welcome of another incarnation says that nothing of the older one runs.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from chassis.process import Tasks
 from chassis.rpc import Network, Stream, converse
 from frontend.peers.flight import Answered, Flight, NotStarted
 from frontend.peers.frames import CHUNK_BYTES, CREDIT_BYTES, FrameWriter
-from protos import common_pb2, worker_pb2, worker_rpc
+from protos import worker_pb2, worker_rpc
 
 RESPONSE_BYTES_MAX = 8 * 1024 * 1024   # the worker refuses far less; this bounds what a wrong one may make us keep
 REDIAL_S_MIN, REDIAL_S_MAX = 0.1, 1.0
@@ -55,6 +55,7 @@ class Workers:
                 self._retire(old)
             self._links[worker] = link
         if not link.running:
+            link.running = True  # here and not in the task: a second start may come before the task's first step
             self._tasks.start(link.run(), name=f"invoke stream to {worker}")
         link.start(flight)
         if self._sweeper is None:
@@ -189,7 +190,6 @@ class _Link:
 
     async def run(self) -> None:
         """Keeps the stream while it is wanted, or while something of an older one isn't known to be over."""
-        self.running = True
         pause_s = REDIAL_S_MIN
         try:
             while not self._retired:
@@ -246,20 +246,21 @@ class _Link:
         for frame in frames.frames:
             kind = frame.WhichOneof("frame")
             if kind == "welcome":
-                self._welcome(frame.welcome.incarnation)
+                self._welcome(frame.welcome)
                 continue
             flight = self.flights.get(frame.invocation)
             if flight is not None:
                 self._frame(flight, kind, frame)
 
-    def _welcome(self, incarnation: common_pb2.Incarnation) -> None:
-        assert self._writer is not None
+    def _welcome(self, welcome: worker_pb2.InvokeFrame.Welcome) -> None:
         self._open = True
+        running = frozenset(welcome.running)
         for flight in list(self.flights.values()):
-            if flight.reservation.incarnation != incarnation:
-                self._over(flight)  # another incarnation joined only after everything of that one was gone
+            assert flight.lost, f"{flight.invocation} was sent before the worker's Welcome"
+            if flight.reservation.incarnation != welcome.incarnation or flight.invocation not in running:
+                self._over(flight)
             else:
-                self._writer.put(_Frame(invocation=flight.invocation, cancel=_Frame.Cancel()))
+                flight.lost = False
         queued, self._queued = self._queued, {}
         for flight in queued.values():
             self._send(flight)

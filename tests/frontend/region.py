@@ -272,7 +272,6 @@ class MemoryWorker:
         self.incarnation = common_pb2.Incarnation(host=host, nonce=1)
         self.sandboxes: dict[str, Sandbox] = {}
         self.running: dict[str, Run] = {}
-        self.ended: set[str] = set()
         self.barred: set[str] = set()
         self.starts: list[str] = []
         self.peak = 0
@@ -308,7 +307,8 @@ class MemoryWorker:
         self.owners[invocation] = frontend
         match frame.WhichOneof("frame"):
             case "hello":
-                self.say("", welcome=Frame.Welcome(incarnation=self.incarnation))
+                mine = [name for name in self.running if self.owners[name] == frontend]
+                self.say("", welcome=Frame.Welcome(incarnation=self.incarnation, running=mine))
             case "start":
                 self.start(invocation, frame.start)
             case "chunk":
@@ -322,12 +322,6 @@ class MemoryWorker:
                 if invocation in self.running:
                     self.running[invocation].credit += frame.credit.bytes
                     self.pump(invocation, self.running[invocation])
-            case "cancel":
-                if invocation in self.ended:
-                    self.say(invocation, end=Frame.End())
-                elif invocation not in self.running:
-                    self.barred.add(invocation)
-                    self.never(invocation, Frame.NeverStarted.CANCELLED)
 
     def never(self, invocation, reason, detail="") -> None:
         self.barred.add(invocation)
@@ -387,7 +381,6 @@ class MemoryWorker:
         if self.hold_end is not None:
             await self.hold_end.wait()
         del self.running[invocation]
-        self.ended.add(invocation)
         self.say(invocation, end=Frame.End())
 
     def pump(self, invocation: str, run: Run) -> None:
@@ -435,7 +428,8 @@ class Region:
 
     def __init__(self, clock: Clock, *, limit: int = 10, linger_s: float = 0.05, workers: int = 1) -> None:
         self.clock = clock
-        self.fabric = Fabric()
+        self.fabric: Any = Fabric()
+        self.anywhere = "mem:0"     # an address with any free port
         self.counting = MemoryCounting(limit)
         self.workers = [MemoryWorker(f"worker-az{n}", f"h{n}") for n in range(1, workers + 1)]
         self.manager = MemoryManager("manager-1", self.workers, linger_s)
@@ -448,13 +442,13 @@ class Region:
 
     async def serve(self, service: str, node: str, handlers: Handlers, host: str = "h0") -> str:
         caller = Caller(service=service, node=node, az="az1", host=host)
-        server = await self.fabric.network(caller).serve("mem:0", handlers)
+        server = await self.fabric.network(caller).serve(self.anywhere, handlers)
         self.servers[node] = server
         self.nodes.append(placement_pb2.Node(
             node=node, service=service, az="az1", host=host, address=server.address, health="serving", nonce=1,
             capacity=placement_pb2.WorkerCapacity(runtimes=["python3.11"]) if service == "worker" else None,
         ))
-        return server.address
+        return str(server.address)
 
     async def start_counting(self) -> tuple[str, ...]:
         """The ledger's members; their addresses."""
@@ -475,7 +469,7 @@ class Region:
             frontend = FrontendService(
                 FrontendConfig(
                     node=NodeConfig(
-                        service="frontend", node=node, az=f"az{number}", host=f"h{number}", listen="mem:0",
+                        service="frontend", node=node, az=f"az{number}", host=f"h{number}", listen=self.anywhere,
                         placement=(placement,), tls=NO_TLS, check=True,
                     ),
                     counting=counting, store="memory:", key_file="", permit_s=1.0,
