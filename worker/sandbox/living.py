@@ -14,7 +14,7 @@ import socket
 import struct
 from dataclasses import dataclass, field
 
-from worker.sandbox import linux, wire
+from worker.sandbox import linux, tmpimage, wire
 from worker.sandbox.cgroups import SandboxGroup
 
 
@@ -85,6 +85,7 @@ class Living:
     kill_requests: list[int] = field(default_factory=list)
     destroy_requests: list[int] = field(default_factory=list)
     remove_deadline: float = 0.0
+    failure: str = ""               # why it could not be built, or ended by itself
 
     def receive(self) -> Outcome | None:
         """Takes one packet of the child or of init. None: nothing for the spawner to tell. Raises EOFError."""
@@ -175,4 +176,5 @@ class Living:
 
     def remove(self) -> bool:
         """Removes the groups and looks for the loop device; True once nothing is left."""
-        return self.group.remove() and (not self.loop_device or linux.loop_is_free(self.loop_device))
+        held = bool(self.loop_device) and linux.loop_holds(self.loop_device, tmpimage.label(self.host_uid))
+        return self.group.remove() and not held

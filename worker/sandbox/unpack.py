@@ -12,7 +12,7 @@ import os
 import resource
 import zipfile
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from worker.sandbox import archive, linux
 
@@ -98,3 +98,20 @@ def _unpack(order: Unpacking) -> int:
     linux.syncfs(here)      # what is renamed into the cache afterwards survives a power cut whole
     os.close(here)
     return size
+
+
+def read_report(reader: int) -> dict[str, Any]:
+    """The child's one answer, checked: it may have been taken over by what it parsed."""
+    data = os.read(reader, 8192)
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return {"failed": "the unpacking child ended without an answer (out of memory or time)"}
+    match answer:
+        case {"size": int(size)} if 0 <= size <= 1 << 34:
+            return {"size": size}
+        case {"refused": str(message), "entry": str(entry)}:
+            return {"refused": message, "entry": entry}
+        case {"failed": str(message)}:
+            return {"failed": message}
+    return {"failed": "the unpacking child gave an impossible answer"}
