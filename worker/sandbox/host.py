@@ -92,7 +92,8 @@ class Host:
         make_init()
         for directory in (self.config.state_dir, self.mount_point, self.tmp_directory, self._proc_directory):
             os.makedirs(directory, 0o700, exist_ok=True)
-        self.cache.open()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            self.cache.open(file.read().strip())
         self.cgroups.open()
         self.init_fd = os.open(INIT, os.O_RDONLY | os.O_CLOEXEC)
         self.filter_fd = os.memfd_create("filter", os.MFD_CLOEXEC)

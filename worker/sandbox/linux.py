@@ -34,7 +34,6 @@ _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-_libc.syncfs.argtypes = [ctypes.c_int]
 _libc.syscall.restype = ctypes.c_long
 _pivot_root_number = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
 
@@ -99,11 +98,6 @@ def set_filter(program: bytes) -> None:
     _check(
         _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(holder), 0, 0), "seccomp filter",
     )
-
-
-def syncfs(fd: int) -> None:
-    """Writes the whole file system of `fd` to disk; raises OSError."""
-    _check(_libc.syncfs(fd), "syncfs")
 
 
 def last_capability() -> int:

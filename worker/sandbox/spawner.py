@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import gc
 import os
-import re
 import selectors
 import shutil
 import signal
@@ -26,8 +25,8 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.sandbox import birth, linux, living, unpack, wire
-from worker.sandbox.codecache import SHA256
-from worker.sandbox.host import Host, HostUnfit
+
+from worker.sandbox.host import Host
 from worker.sandbox.living import Living, Stage
 from worker.sandbox.requests import Request, RequestRefused, parse
 from worker.sandbox.settings import SpawnerConfig
@@ -320,15 +319,17 @@ class Spawner:
         linux.unshare(linux.CLONE_NEWPID)
         try:
             pid = os.fork()
-        finally:
+        except OSError:
             linux.setns(self._own_pid_namespace, linux.CLONE_NEWPID)
+            raise
         if pid == 0:
             try:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 work()
             finally:
-                os._exit(1)
+                os._exit(1)     # whatever happened: there must never be a second spawner
+        # Without this the next unshare would be refused with EINVAL.
+        linux.setns(self._own_pid_namespace, linux.CLONE_NEWPID)
         return pid
 
     def _fork_unpack(self, request: Request, source: int) -> None:

@@ -93,11 +93,7 @@ def _unpack(order: Unpacking) -> int:
         raise archive.Refused(f"it is no readable zip archive: {error}") from None
     with opened:
         wanted = archive.plan(opened, size_bytes_max=order.size_bytes_max, entries_max=order.entries_max)
-        size = archive.write(opened, wanted, size_bytes_max=order.size_bytes_max)
-    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    linux.syncfs(here)      # what is renamed into the cache afterwards survives a power cut whole
-    os.close(here)
-    return size
+        return archive.write(opened, wanted, size_bytes_max=order.size_bytes_max)
 
 
 def read_report(reader: int) -> dict[str, Any]:
