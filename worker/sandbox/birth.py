@@ -53,12 +53,9 @@ def run(birth: Birth) -> NoReturn:
 
 def _become(birth: Birth, control: socket.socket) -> NoReturn:
     linux.prctl(linux.PR_SET_PDEATHSIG, 9)
-    for path in birth.join_files:
-        _write(path, b"0")
+    join_files = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in birth.join_files]
     run_file = os.open(birth.run_file, os.O_WRONLY | os.O_CLOEXEC)
-    linux.unshare(
-        linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
-    )
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
     socket.sethostname("localhost")
     linux.bring_up_loopback()
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -66,6 +63,10 @@ def _become(birth: Birth, control: socket.socket) -> NoReturn:
     listener.bind(("127.0.0.1", RUNTIME_API_PORT))
     listener.listen(128)
     device = compose(birth)
+    # Only now: the devices group refuses loop devices, and what the steps before need is not the function's memory.
+    for fd in join_files:
+        os.write(fd, b"0")
+    linux.unshare(linux.CLONE_NEWCGROUP)
     linux.unshare(linux.CLONE_NEWUSER)
     wire.send(control, {"born": device}, [listener.fileno()])
     listener.close()
@@ -111,11 +112,3 @@ def _execute(birth: Birth, run_file: int) -> NoReturn:
     for target, fd in enumerate(high, start=3):
         os.dup2(fd, target, inheritable=target < 6)
     os.execve(6, ["init", "4", str(TENANT), "5"], {})
-
-
-def _write(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, data)
-    finally:
-        os.close(fd)

@@ -34,7 +34,6 @@ _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-_libc.syncfs.argtypes = [ctypes.c_int]
 _libc.syscall.restype = ctypes.c_long
 _pivot_root_number = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
 
@@ -101,11 +100,6 @@ def set_filter(program: bytes) -> None:
     )
 
 
-def syncfs(fd: int) -> None:
-    """Writes the whole file system of `fd` to disk; raises OSError."""
-    _check(_libc.syncfs(fd), "syncfs")
-
-
 def last_capability() -> int:
     """Number of the kernel's highest capability."""
     with open("/proc/sys/kernel/cap_last_cap") as file:
@@ -124,8 +118,9 @@ def bring_up_loopback() -> None:
         fcntl.ioctl(control, 0x8914, struct.pack("16sh22x", b"lo", 0x1 | 0x40))  # IFF_UP | IFF_RUNNING
 
 
-def attach_loop(image: int) -> tuple[str, int]:
-    """Attaches an open image file to a free loop device that lets go of it after its last unmount and close.
+def attach_loop(image: int, label: str) -> tuple[str, int]:
+    """Attaches an open image file to a free loop device that lets go of it after its last unmount and close. `label` (63
+    bytes) is what loop_holds() knows it by.
 
     Returns the device's path and an open descriptor of it, which keeps it alive until it is mounted.
     """
@@ -138,6 +133,7 @@ def attach_loop(image: int) -> tuple[str, int]:
             config = bytearray(304)
             struct.pack_into("I", config, 0, image)
             struct.pack_into("I", config, 8 + 52, LO_FLAGS_AUTOCLEAR)
+            struct.pack_into("63s", config, 8 + 56, label.encode())
             try:
                 fcntl.ioctl(fd, LOOP_CONFIGURE, bytes(config))
             except OSError as error:
@@ -149,16 +145,19 @@ def attach_loop(image: int) -> tuple[str, int]:
     raise OSError(16, "no free loop device in 64 attempts")
 
 
-def loop_is_free(device: str) -> bool:
-    """Says whether nothing is attached to this loop device any more."""
+def loop_holds(device: str, label: str) -> bool:
+    """Says whether what was attached to this loop device under `label` is attached still."""
+    status = bytearray(232)
     try:
         fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return True
+        return False
     try:
-        fcntl.ioctl(fd, LOOP_GET_STATUS64, bytearray(232))
+        fcntl.ioctl(fd, LOOP_GET_STATUS64, status)
     except OSError as error:
-        return error.errno == 6  # ENXIO
+        if error.errno == 6:  # ENXIO: nothing is attached
+            return False
+        raise
     finally:
         os.close(fd)
-    return False
+    return bytes(status[56:119]).rstrip(b"\0") == label.encode()

@@ -75,7 +75,7 @@ def mount_image(template: str, directory: str, target: str, owner: int) -> str:
     image = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         copy_sparse(template, image)
-        device, held = linux.attach_loop(image)
+        device, held = linux.attach_loop(image, label(owner))
     finally:
         os.close(image)
     try:
@@ -85,6 +85,11 @@ def mount_image(template: str, directory: str, target: str, owner: int) -> str:
     os.rmdir(f"{target}/lost+found")
     _give(target, owner)
     return device
+
+
+def label(owner: int) -> str:
+    """What a sandbox's loop device is known by: host ids are of one living sandbox at a time."""
+    return f"labda-{owner}"
 
 
 def mount_memory(tmp_mb: int, target: str, owner: int) -> None:

@@ -12,7 +12,7 @@ import os
 import resource
 import zipfile
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from worker.sandbox import archive, linux
 
@@ -93,8 +93,21 @@ def _unpack(order: Unpacking) -> int:
         raise archive.Refused(f"it is no readable zip archive: {error}") from None
     with opened:
         wanted = archive.plan(opened, size_bytes_max=order.size_bytes_max, entries_max=order.entries_max)
-        size = archive.write(opened, wanted, size_bytes_max=order.size_bytes_max)
-    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    linux.syncfs(here)      # what is renamed into the cache afterwards survives a power cut whole
-    os.close(here)
-    return size
+        return archive.write(opened, wanted, size_bytes_max=order.size_bytes_max)
+
+
+def read_report(reader: int) -> dict[str, Any]:
+    """The child's one answer, checked: it may have been taken over by what it parsed."""
+    data = os.read(reader, 8192)
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return {"failed": "the unpacking child ended without an answer (out of memory or time)"}
+    match answer:
+        case {"size": int(size)} if 0 <= size <= 1 << 34:
+            return {"size": size}
+        case {"refused": str(message), "entry": str(entry)}:
+            return {"refused": message, "entry": entry}
+        case {"failed": str(message)}:
+            return {"failed": message}
+    return {"failed": "the unpacking child gave an impossible answer"}

@@ -1,0 +1,452 @@
+"""The only privileged part of a worker: builds, limits and removes sandboxes for the unprivileged agent.
+
+    python -m worker.sandbox.spawner --config FILE --socket-fd N
+
+Owns the requests' validation and the loop. Single-threaded, standard library only, no tenant data: a path never comes
+from the agent, it is composed here from ids that match a pattern. When the agent is gone (end of file on its socket)
+every sandbox is destroyed and the program ends.
+
+Requests, by "op": runtimes, has_code, unpack (one descriptor: the archive), create, start, limit_cpu, kill, destroy,
+close. Answers and news: wire.py.
+"""
+
+import argparse
+import contextlib
+import gc
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from worker.sandbox import birth, linux, living, unpack, wire
+
+from worker.sandbox.host import Host
+from worker.sandbox.living import Living, Stage
+from worker.sandbox.requests import Request, RequestRefused, parse
+from worker.sandbox.settings import SpawnerConfig
+
+_REMOVE_RETRY_S, _REMOVE_GIVE_UP_S = 0.002, 10.0
+_OUTGOING_MAX = 10_000      # unread messages after which the agent counts as gone
+
+_NO_BOOTSTRAP = "Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]"
+
+
+class AgentGone(Exception):
+    """The agent's end of the socket is closed, or it doesn't read."""
+
+
+class Spawner:
+    """One worker's sandboxes."""
+
+    def __init__(self, host: Host, channel: socket.socket) -> None:
+        self._host = host
+        self._channel = channel
+        self._channel.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._outgoing: deque[tuple[wire.Message, list[int]]] = deque()
+        self._sandboxes: dict[str, Living] = {}
+        self._dying: list[Living] = []          # process 1 is reaped; groups or loop device remain
+        self._slots = list(range(host.config.sandboxes_max, 0, -1))
+        self._unpacking: dict[str, list[int]] = {}     # SHA-256 -> requests that wait for it
+        self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._closing = False
+
+    def run(self) -> None:
+        """Serves until the agent is gone, then leaves nothing behind."""
+        self._selector.register(self._channel, selectors.EVENT_READ, self._on_agent)
+        try:
+            while True:
+                self._turn()
+        except AgentGone:
+            self._leave()
+
+    def _turn(self) -> None:
+        timeout = _REMOVE_RETRY_S if self._dying else None
+        for key, mask in self._selector.select(timeout):
+            if key.fileobj is self._channel and mask & selectors.EVENT_WRITE:
+                self._flush()
+            if mask & selectors.EVENT_READ:
+                key.data()
+        self._remove_dead()
+
+    def _leave(self) -> None:
+        self._closing = True
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(self._channel)
+        for sandbox in list(self._sandboxes.values()):
+            self._end(sandbox)
+        while self._sandboxes or self._unpacking:
+            self._turn()
+        self._host.close()
+
+    # ---- the agent's requests
+
+    def _on_agent(self) -> None:
+        while True:
+            try:
+                received = wire.receive(self._channel)
+            except BlockingIOError:
+                return
+            except (wire.BadMessage, ConnectionError):
+                raise AgentGone from None
+            if received is None:
+                raise AgentGone
+            message, fds = received
+            try:
+                self._serve(message, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _serve(self, message: wire.Message, fds: list[int]) -> None:
+        number = message.get("id")
+        if not isinstance(number, int):
+            raise AgentGone
+        try:
+            request = parse(message, len(fds))
+            handler: Callable[[Request, list[int]], dict[str, Any] | None] = getattr(self, f"_do_{request.op}")
+            answer = handler(request, fds)
+        except RequestRefused as refusal:
+            self._refuse(number, refusal.fault, str(refusal))
+        except OSError as error:
+            self._refuse(number, "host", str(error))
+        else:
+            if answer is not None:
+                self._say({"id": number, "ok": True, **answer})
+
+    def _do_runtimes(self, _request: Request, _fds: list[int]) -> dict[str, Any]:
+        return {"runtimes": sorted(self._host.runtimes)}
+
+    def _do_has_code(self, request: Request, _fds: list[int]) -> dict[str, Any]:
+        return {"size": self._host.cache.size_of(request.sha256)}
+
+    def _do_unpack(self, request: Request, fds: list[int]) -> dict[str, Any] | None:
+        size = self._host.cache.size_of(request.sha256)
+        if size is not None:
+            return {"size": size}
+        waiting = self._unpacking.setdefault(request.sha256, [])
+        waiting.append(request.id)
+        if len(waiting) == 1:
+            try:
+                self._fork_unpack(request, fds[0])
+            except OSError:
+                del self._unpacking[request.sha256]
+                raise
+        return None
+
+    def _do_create(self, request: Request, _fds: list[int]) -> None:
+        host, runtime = self._host, self._host.runtimes.get(request.runtime)
+        if request.sandbox in self._sandboxes:
+            raise RequestRefused("sandbox", f"sandbox {request.sandbox} exists already")
+        if runtime is None:
+            raise RequestRefused("sandbox", f"runtime {request.runtime} is not on this host")
+        if host.cache.size_of(request.sha256) is None:
+            raise RequestRefused("code missing", f"code {request.sha256} is not in the cache")
+        if not self._slots:
+            limit = host.config.sandboxes_max
+            raise RequestRefused("sandbox", f"this worker holds its limit of {limit} sandboxes (sandboxes_max)")
+        proc_files, template = host.proc_files(request.memory_mb), host.tmp_template(request.tmp_mb)
+        slot = self._slots.pop()
+        host_uid = host.config.uid_base + 2 * (slot - 1)
+        try:
+            group = host.cgroups.create(request.sandbox, request.memory_mb)
+        except OSError:
+            self._slots.append(slot)
+            raise
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        order = birth.Birth(
+            mount_point=host.mount_point, root=runtime.root, code=host.cache.path_of(request.sha256),
+            proc_files=proc_files, tmp_template=template, tmp_directory=host.tmp_directory, tmp_mb=request.tmp_mb,
+            host_uid=host_uid, join_files=tuple(group.join_files), run_file=group.run_file,
+            control=theirs.fileno(), filter=host.filter_fd, init=host.init_fd,
+        )
+        try:
+            pid = self._fork(lambda: birth.run(order))
+        except OSError:
+            group.remove()
+            ours.close()
+            self._slots.append(slot)
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        host.cache.hold(request.sha256)
+        sandbox = Living(
+            sandbox=request.sandbox, slot=slot, host_uid=host_uid, code=request.sha256, command=runtime.command,
+            group=group, control=ours, pid=pid, pidfd=os.pidfd_open(pid), create_request=request.id,
+        )
+        self._sandboxes[request.sandbox] = sandbox
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_control(sandbox))
+        self._selector.register(sandbox.pidfd, selectors.EVENT_READ, lambda: self._on_ended(sandbox))
+
+    def _do_start(self, request: Request, _fds: list[int]) -> None:
+        sandbox = self._ready(request)
+        if sandbox.start_request is not None:
+            raise RequestRefused("sandbox", f"sandbox {request.sandbox} is being started already")
+        if sandbox.command:
+            candidates, arguments = [sandbox.command[0]], [*sandbox.command, request.handler]
+            wrapper = request.environment.get("AWS_LAMBDA_EXEC_WRAPPER")
+            if wrapper:     # a shell's exec says 127 for a missing wrapper, as documented
+                candidates, arguments = ["/bin/sh"], ["sh", "-c", 'exec "$0" "$@"', wrapper, *arguments]
+        else:
+            candidates, arguments = ["/var/task/bootstrap", "/opt/bootstrap"], ["bootstrap"]
+        environment = [f"{name}={value}" for name, value in request.environment.items()]
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            os.set_blocking(reader, False)
+            sandbox.order_start(candidates, arguments, environment, writer)
+        except OSError:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        sandbox.start_request = request.id
+        self._say({"event": "output", "id": request.id}, [reader])
+
+    def _do_limit_cpu(self, request: Request, _fds: list[int]) -> dict[str, Any]:
+        self._ready(request).group.limit_cpu(boosted=request.boosted)
+        return {}
+
+    def _do_kill(self, request: Request, _fds: list[int]) -> None:
+        sandbox = self._ready(request)
+        sandbox.order_kill()
+        sandbox.kill_requests.append(request.id)
+
+    def _do_destroy(self, request: Request, _fds: list[int]) -> dict[str, Any] | None:
+        sandbox = self._sandboxes.get(request.sandbox)
+        if sandbox is None:
+            return {}
+        sandbox.destroy_requests.append(request.id)
+        self._end(sandbox)
+        return None
+
+    def _do_close(self, _request: Request, _fds: list[int]) -> None:
+        raise AgentGone
+
+    def _ready(self, request: Request) -> Living:
+        sandbox = self._sandboxes.get(request.sandbox)
+        if sandbox is None or sandbox.stage is not Stage.READY:
+            raise RequestRefused("gone", f"sandbox {request.sandbox} is not there (any more)")
+        return sandbox
+
+    # ---- what sandboxes do
+
+    def _on_control(self, sandbox: Living) -> None:
+        try:
+            outcome = sandbox.receive()
+        except (EOFError, OSError) as error:
+            self._end(sandbox, f"its process 1 ended: {error}")
+            return
+        match outcome:
+            case living.Born():
+                number, sandbox.create_request = sandbox.create_request, None
+                group = sandbox.group
+                held = [outcome.listener]
+                for path, flags in ((group.freeze_file, os.O_WRONLY), (group.frozen_file, os.O_RDONLY),
+                                    (group.peak_file, os.O_RDONLY)):
+                    held.append(os.open(path, flags | os.O_CLOEXEC))
+                self._say({"id": number, "ok": True, "freezer": self._host.cgroups.layout.freezer}, held)
+            case living.Failed():
+                self._end(sandbox, outcome.message)
+            case living.Started():
+                self._on_started(sandbox, outcome.errno)
+            case living.Exited():
+                self._say({"event": "exited", "sandbox": sandbox.sandbox, "code": outcome.code,
+                           "signal": outcome.signal, "oom": outcome.oom})
+            case living.Emptied():
+                self._say({"id": sandbox.kill_requests.pop(0), "ok": True})
+
+    def _on_started(self, sandbox: Living, number: int) -> None:
+        request, sandbox.start_request = sandbox.start_request, None
+        if request is None:
+            return
+        if number == 0:
+            self._say({"id": request, "ok": True})
+        elif sandbox.command:
+            self._refuse(request, "sandbox", f"the runtime process could not be started: {os.strerror(number)}")
+        else:
+            self._refuse(request, "entrypoint", _NO_BOOTSTRAP)
+
+    def _end(self, sandbox: Living, reason: str = "") -> None:
+        """Begins the end of a sandbox. A pending create is refused with `reason` once everything is gone."""
+        if sandbox.stage in {Stage.DYING, Stage.GONE}:
+            return
+        sandbox.end()
+        self._selector.unregister(sandbox.control)
+        if reason and sandbox.create_request is None and not sandbox.destroy_requests:
+            self._say({"event": "gone", "sandbox": sandbox.sandbox, "message": reason})
+        sandbox.failure = reason
+
+    def _on_ended(self, sandbox: Living) -> None:
+        self._selector.unregister(sandbox.pidfd)
+        self._end(sandbox, "its process 1 ended")
+        sandbox.collect()
+        sandbox.remove_deadline = time.monotonic() + _REMOVE_GIVE_UP_S
+        self._dying.append(sandbox)
+
+    def _remove_dead(self) -> None:
+        for sandbox in list(self._dying):
+            gone = sandbox.remove()
+            if not gone and time.monotonic() < sandbox.remove_deadline:
+                continue
+            self._dying.remove(sandbox)
+            sandbox.stage = Stage.GONE
+            del self._sandboxes[sandbox.sandbox]
+            self._host.cache.release(sandbox.code)
+            if gone:
+                self._slots.append(sandbox.slot)     # else its ids are not given out again
+            leftover = "" if gone else f"sandbox {sandbox.sandbox}: groups or loop device remained"
+            if sandbox.create_request is not None:
+                self._refuse(sandbox.create_request, "sandbox", sandbox.failure or "destroyed while it was made")
+            for number in (*sandbox.kill_requests, *filter(None, [sandbox.start_request])):
+                self._refuse(number, "gone", f"sandbox {sandbox.sandbox} was destroyed")
+            for number in sandbox.destroy_requests:
+                if leftover:
+                    self._refuse(number, "leftover", leftover)
+                else:
+                    self._say({"id": number, "ok": True})
+
+    # ---- children
+
+    def _fork(self, work: Callable[[], object]) -> int:
+        """Forks `work` as process 1 of a new pid namespace; returns its pid as seen from here."""
+        linux.unshare(linux.CLONE_NEWPID)
+        try:
+            pid = os.fork()
+        except OSError:
+            linux.setns(self._own_pid_namespace, linux.CLONE_NEWPID)
+            raise
+        if pid == 0:
+            try:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                work()
+            finally:
+                os._exit(1)     # whatever happened: there must never be a second spawner
+        # Without this the next unshare would be refused with EINVAL.
+        linux.setns(self._own_pid_namespace, linux.CLONE_NEWPID)
+        return pid
+
+    def _fork_unpack(self, request: Request, source: int) -> None:
+        path = self._host.cache.begin(self._host.unpack_uid)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        order = unpack.Unpacking(
+            source=source, sha256=request.sha256, target=f"{path}/task", uid=self._host.unpack_uid,
+            size_bytes_max=request.size_bytes_max, entries_max=request.entries_max, report=writer,
+            filter=self._host.filter, last_capability=self._host.last_capability,
+        )
+        try:
+            pid = self._fork(lambda: unpack.run(order))
+        except OSError:
+            os.close(reader)
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        finally:
+            os.close(writer)
+        self._selector.register(
+            reader, selectors.EVENT_READ, lambda: self._on_unpacked(request.sha256, path, reader, pid),
+        )
+
+    def _on_unpacked(self, sha256: str, path: str, reader: int, pid: int) -> None:
+        self._selector.unregister(reader)
+        answer = unpack.read_report(reader)
+        os.close(reader)
+        os.waitpid(pid, 0)
+        evicted = [path]
+        try:
+            if "size" in answer:
+                evicted = self._host.cache.commit(path, sha256, answer["size"])
+        except OSError as error:
+            answer = {"failed": str(error)}
+        for number in self._unpacking.pop(sha256):
+            if "size" in answer:
+                self._say({"id": number, "ok": True, "size": answer["size"]})
+            elif "refused" in answer:
+                self._refuse(number, "archive", answer["refused"], entry=answer["entry"])
+            else:
+                self._refuse(number, "host", f"unpacking failed: {answer['failed']}")
+        for directory in evicted:
+            self._remove_tree(directory)
+
+    def _remove_tree(self, directory: str) -> None:
+        """Removes in a child: a big tree takes longer than a sandbox may wait."""
+        pid = self._fork(lambda: shutil.rmtree(directory, ignore_errors=True))
+        pidfd = os.pidfd_open(pid)
+
+        def reap() -> None:
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
+            os.waitpid(pid, 0)
+
+        self._selector.register(pidfd, selectors.EVENT_READ, reap)
+
+    # ---- answers
+
+    def _refuse(self, number: int, fault: str, message: str, **more: str) -> None:
+        self._say({"id": number, "ok": False, "fault": fault, "message": message, **more})
+
+    def _say(self, message: wire.Message, fds: list[int] | None = None) -> None:
+        """Queues a message; its descriptors are closed once sent."""
+        if self._closing:
+            for fd in fds or ():
+                os.close(fd)
+            return
+        self._outgoing.append((message, fds or []))
+        if len(self._outgoing) > _OUTGOING_MAX:
+            raise AgentGone
+        if len(self._outgoing) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            message, fds = self._outgoing[0]
+            try:
+                wire.send(self._channel, message, fds)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                raise AgentGone from None
+            self._outgoing.popleft()
+            for fd in fds:
+                os.close(fd)
+        writes = selectors.EVENT_WRITE if self._outgoing else 0
+        self._selector.modify(self._channel, selectors.EVENT_READ | writes, self._on_agent)
+
+
+def serve(config: SpawnerConfig, channel: socket.socket) -> int:
+    """Runs a spawner on this end of the socket; returns the exit status."""
+    try:
+        host = Host(config)
+        host.open()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            wire.send(channel, {"event": "unfit", "message": str(error)})
+        sys.stderr.write(f"spawner: {error}\n")
+        return 78
+    gc.freeze()     # what is here now stays: children don't copy these pages by collecting them
+    gc.disable()    # nothing here makes cycles that matter; a collection would copy pages in every child
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # a terminal's ^C goes to the agent, whose end ends this
+    wire.send(channel, {"event": "ready"})
+    Spawner(host, channel).run()
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.sandbox.spawner")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--socket-fd", required=True, type=int)
+    options = parser.parse_args(arguments)
+    with open(options.config, encoding="utf-8") as file:
+        config = SpawnerConfig.from_json(file.read())
+    with socket.socket(fileno=options.socket_fd) as channel:
+        os.set_inheritable(channel.fileno(), False)
+        return serve(config, channel)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
