@@ -1,6 +1,7 @@
 """The guarded Raft node over a faulty network in virtual time. Each guard has a test that fails without it."""
 
 import asyncio
+import functools
 import logging
 import random
 
@@ -172,7 +173,7 @@ def test_the_walk_sees_the_defects_where_guards_1_and_2_are_off(tmp_path, caplog
 
     with caplog.at_level(logging.CRITICAL):
         for seed in range(40):
-            run(lambda loop, seed=seed: main(loop, seed))
+            run(functools.partial(main, seed=seed))
             if truncated():
                 break
     assert truncated()
