@@ -6,6 +6,7 @@ once and always; the simulation puts seeded delays and faults in its place.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -247,7 +248,8 @@ class _Lane:
             pipe.break_off()
             return
         loop = asyncio.get_running_loop()
-        self._arrives = max(self._arrives, loop.time() + delay)
+        # Strictly later than the one before: timers of one instant fire in no particular order.
+        self._arrives = max(math.nextafter(self._arrives, math.inf), loop.time() + delay)
         if self._arrives <= loop.time():
             self._queue.put_nowait(message)
         else:
@@ -263,7 +265,7 @@ class _Lane:
             self._queue.put_nowait(None)
         else:
             loop = asyncio.get_running_loop()
-            loop.call_at(max(self._arrives, loop.time()), self._queue.put_nowait, None)
+            loop.call_at(max(math.nextafter(self._arrives, math.inf), loop.time()), self._queue.put_nowait, None)
 
     async def get(self) -> Any:
         message = await self._queue.get()

@@ -6,6 +6,7 @@ Messages travel as bytes, so the encoding is under test too.
 
 import asyncio
 import itertools
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -190,7 +191,7 @@ class RaftNet:
         if link in self.cut or receiver not in self.members:
             return False
         data, life = wire.SerializeToString(), self._life[receiver]
-        at = max(self.loop.time() + self._delay(), self._free_at.get(link, 0.0))
+        at = max(self.loop.time() + self._delay(), math.nextafter(self._free_at.get(link, 0.0), math.inf))
         self._free_at[link] = at
 
         def deliver() -> None:

@@ -1,6 +1,7 @@
 """The guarded Raft node over a faulty network in virtual time. Each guard has a test that fails without it."""
 
 import asyncio
+import functools
 import logging
 import random
 
@@ -155,6 +156,27 @@ def test_acknowledged_commands_survive(tmp_path, seed, caplog):
     with caplog.at_level(logging.CRITICAL):
         run(main)
     assert not caplog.records, "pysyncobj said that something is critical"
+
+
+def test_the_walk_sees_the_defects_where_guards_1_and_2_are_off(tmp_path, caplog):
+    """As shipped, the same faults make pysyncobj truncate what it has applied: this walk can fail."""
+
+    async def main(loop, seed):
+        net = RaftNet(
+            tmp_path / str(seed), seed=seed, timing=COMPACTING, without=frozenset({1, 2}), make_dumps=ShippedDumps
+        )
+        await chaos(net, 40.0)
+        net.close()
+
+    def truncated():
+        return any("truncating already-applied" in record.message for record in caplog.records)
+
+    with caplog.at_level(logging.CRITICAL):
+        for seed in range(40):
+            run(functools.partial(main, seed=seed))
+            if truncated():
+                break
+    assert truncated()
 
 
 class ShippedDumps(Dumps):

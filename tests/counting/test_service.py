@@ -1,11 +1,12 @@
 """Three members end to end: streams, Raft and ledger together, in virtual time over memory."""
 
 import asyncio
+import random
 
 import pytest
 
 from chassis.faults import Fault
-from chassis.memory_network import Fabric
+from chassis.memory_network import Fabric, Link
 from protos import common_pb2, counting_pb2, counting_rpc
 from simulation.loop import VirtualClock, run
 from tests.counting.client import Client, Refused
@@ -288,3 +289,76 @@ def test_two_runs_are_the_same(tmp_path):
         return story
 
     assert run(lambda loop: main(loop, tmp_path / "1")) == run(lambda loop: main(loop, tmp_path / "2"))
+
+
+class Slow(Link):
+    """Every message takes a while, a few take long."""
+
+    def __init__(self, seed):
+        self.dice = random.Random(seed)
+
+    def delay_s(self, sender, receiver):
+        return self.dice.uniform(0.05, 0.25) if self.dice.random() < 0.01 else self.dice.uniform(0.0002, 0.004)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nobody_ever_uses_more_than_the_limit_whatever_happens_to_leaders(tmp_path, seed):
+    """Invariants 1 and 2 over the whole path: slow links, members killed and restarted from their files."""
+    limit = 7
+
+    async def main(loop):
+        fabric = Fabric(Slow(seed))
+        region = Region(tmp_path, fabric.network, VirtualClock(loop), ["c1:1", "c2:1", "c3:1"], durable=False)
+        await region.start_all()
+        clients = [await client_of(region, n) for n in (1, 2, 3)]
+        await set_limit(region, limit)
+        dice = random.Random(seed)
+        served = {"taken": 0, "late": 0}
+        refusals = []
+        running = 0
+        end = loop.time() + 25.0
+
+        async def invoke(client):
+            nonlocal running
+            while loop.time() < end:
+                await asyncio.sleep(dice.expovariate(8))
+                try:
+                    await client.take(REST, within_s=4.0)
+                except Refused as refusal:
+                    refusals.append(refusal.answer)
+                    continue
+                except TimeoutError:
+                    served["late"] += 1
+                    continue
+                running += 1
+                served["taken"] += 1
+                assert running <= limit, f"{running} run, the limit is {limit}"
+                epoch = client.session.epoch
+                await asyncio.sleep(dice.expovariate(3))
+                running -= 1
+                assert client.session is not None
+                assert client.session.epoch == epoch, "an honest frontend was fenced"
+                client.give(REST)
+
+        async def break_things():
+            while loop.time() < end - 6.0:
+                await asyncio.sleep(dice.uniform(2.0, 5.0))
+                name = dice.choice(sorted(region.services))
+                await region.kill(name)
+                await asyncio.sleep(dice.uniform(0.1, 2.0))
+                await region.start(int(name[-1]))
+
+        await asyncio.gather(break_things(), *(invoke(client) for client in clients for _ in range(4)))
+        for client in clients:
+            client.give_back_idle(REST)
+        await until(lambda: not any(granted(region).values()), 5.0)
+        assert served["taken"] > 200
+        throttled = [answer for answer in refusals if isinstance(answer, counting_pb2.FrontendAnswer.Throttled)]
+        assert len(throttled) > 20
+        assert all(answer.limit == answer.in_use == limit for answer in throttled)
+        assert served["late"] == 0
+        for client in clients:
+            await client.stop()
+        await region.close()
+
+    run(main)
