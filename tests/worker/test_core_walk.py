@@ -95,10 +95,7 @@ class Walk(RuleBasedStateMachine):
     )
     def asked(self, sandbox, behind, ahead, again, epoch):
         known = sorted(self.refused | set(self.started))
-        if again and known:
-            invocation = known[self.ids % len(known)]
-        else:
-            invocation = f"i{self.ids}"
+        invocation = known[self.ids % len(known)] if again and known else f"i{self.ids}"
         self.ids += 1
         slot = self.core.slots.get(sandbox)
         self.feed(m.StartAsked(

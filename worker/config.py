@@ -1,0 +1,41 @@
+"""The worker's configuration file."""
+
+from dataclasses import dataclass
+
+from chassis.config import NodeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """``[node]`` and what the host offers. Paths are absolute."""
+
+    node: NodeConfig
+    counting: tuple[str, ...]               # addresses of the ledger's members: seeds
+    memory_mb: int                          # for all sandboxes together
+    state_dir: str                          # code cache, images of /tmp, function logs
+    runtimes_dir: str                       # what deploy/make_runtimes.py built
+    uid_base: int = 200_000                 # first host uid of sandboxes; workers of one machine need disjoint ranges
+    agent_uid: int = 64_000                 # the agent's user and group, without privileges
+    sandboxes_max: int = 1000
+    code_cache_bytes_max: int = 8 << 30
+    timeout_cap_s: int = 900                # the longest function timeout that is enforced here; declared to counting
+    init_s: float = 10.0                    # limit of init on demand
+    freeze_after_s: float = 0.02            # idle for this long, then frozen
+    renew_s: float = 5.0                    # between renewals of the authority to start
+    log_bytes_per_invocation: int = 16 << 20
+    log_file_bytes_max: int = 8 << 20       # per function, twice
+
+    def __post_init__(self) -> None:
+        if self.node.service != "worker":
+            raise ValueError(f"node.service is {self.node.service!r}, a worker's file says 'worker'")
+        if self.memory_mb < 128:
+            raise ValueError(f"memory_mb is {self.memory_mb}: the smallest function needs 128")
+        if not 1 <= self.timeout_cap_s <= 900:
+            raise ValueError(f"timeout_cap_s is {self.timeout_cap_s}, allowed are 1 to 900")
+        if not 0 < self.renew_s <= 30:
+            raise ValueError(f"renew_s is {self.renew_s}: authority lasts 120 s, renew every 30 s at the latest")
+        if not self.counting:
+            raise ValueError("counting is empty: name at least one member of the ledger")
+        for name in ("state_dir", "runtimes_dir"):
+            if not getattr(self, name).startswith("/"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, an absolute path is needed")

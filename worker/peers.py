@@ -1,0 +1,197 @@
+"""The worker's typed outbound calls: the ledger's members, and frontends that serve code.
+
+Owns streams, renewals and who leads. Refuses to know what a fence means. Frontends are found in the ticket, then in the
+directory; the ledger's members are seeds.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+
+import structlog
+
+from chassis.clock import Clock
+from chassis.directory import Directory
+from chassis.faults import Fault
+from chassis.process import Tasks
+from chassis.rpc import Channel, Network, Outbox, converse
+from protos import counting_pb2, counting_rpc, frontend_pb2, frontend_rpc
+from worker import messages as m
+from worker.translation import block_out, incarnation_out, running_out, session, session_out, ticket_out
+
+COMMAND_VERSION = 1
+REDIAL_S = 0.2
+REJOIN_S = 0.3          # between questions for the leader
+SILENT_S = 2.0          # a leader that doesn't answer a renewal this long may have lost its quorum
+FETCH_S = 30.0
+
+_Message = counting_pb2.WorkerMessage
+_Answer = counting_pb2.WorkerAnswer
+_Outbox = Outbox[counting_pb2.WorkerMessage]
+_log = structlog.get_logger(__name__)
+
+
+class CountingLinks:
+    """One stream to every member; whichever leads takes this incarnation in and renews its authority."""
+
+    def __init__(
+        self, *, network: Network, members: tuple[str, ...], clock: Clock, incarnation: m.Incarnation,
+        timeout_cap_s: int, renew_s: float, tasks: Tasks, feed: Callable[[m.Event], None],
+        running: Callable[[], tuple[tuple[m.Block, tuple[str, ...]], ...]],
+    ) -> None:
+        self._channels = {address: network.connect(address, service="counting") for address in members}
+        self._clock = clock
+        self._incarnation = incarnation
+        self._timeout_cap_s = timeout_cap_s
+        self._renew_s = renew_s
+        self._tasks = tasks
+        self._feed = feed
+        self._running = running
+        self._outboxes: dict[int, _Outbox] = {}
+        self._links = 0
+        self._leader = 0            # link of the member that took us in; 0: none
+        self._term = 0
+        self._renewal = 0
+        self._sent: dict[int, float] = {}       # when each renewal was sent
+        self._unanswered_since: float | None = None
+        self._leaving = False
+
+    def start(self) -> None:
+        for address in self._channels:
+            self._tasks.start(self._follow(address), name=f"counting at {address}")
+        self._tasks.start(self._keep_authority(), name="authority")
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+    # ------------------------------------------------------------ what the core says
+
+    def acknowledge(self, effect: m.AcknowledgeFence) -> None:
+        outbox = self._outboxes.get(effect.link)
+        if outbox is not None:  # else: whoever leads next sends the fence again
+            outbox.put(_Message(fence_ack=_Message.FenceAck(
+                session=session_out(effect.session), running=running_out(effect.running)
+            )))
+
+    def report_end(self, effect: m.ReportEnd) -> None:
+        outbox = self._outboxes.get(effect.link or self._leader)
+        if outbox is not None:  # else: the core repeats it when a leader has taken us in
+            outbox.put(_Message(end=_Message.End(block=block_out(effect.block), invocation=effect.invocation)))
+
+    def leave(self) -> None:
+        self._leaving = True
+        outbox = self._outboxes.get(self._leader)
+        if outbox is not None:
+            outbox.put(_Message(leave=_Message.Leave()))
+
+    # ------------------------------------------------------------ streams
+
+    async def _follow(self, address: str) -> None:
+        while True:
+            self._links += 1
+            link = self._links
+            stream = self._channels[address].stream(counting_rpc.WORKER)
+            outbox: _Outbox = Outbox(stream)
+            self._outboxes[link] = outbox
+            self._join(link)
+            try:
+                await converse(stream, outbox, partial(self._hear, link))
+            except Fault as fault:
+                _log.debug("counting", address=address, fault=fault.message)
+            finally:
+                stream.cancel()
+                del self._outboxes[link]
+                if self._leader == link:
+                    self._leader = 0
+            await asyncio.sleep(REDIAL_S)
+
+    def _hear(self, link: int, answer: counting_pb2.WorkerAnswer) -> None:
+        kind = answer.WhichOneof("message")
+        if kind == "not_leader":
+            if self._leader == link:
+                self._leader = 0
+            return
+        if answer.stamp.term < self._term:
+            return  # from a leader that another one has followed (counting, rule 10)
+        self._term = answer.stamp.term
+        match kind:
+            case "joined":
+                self._leader = link
+                self._unanswered_since = None
+                self._feed(m.Joined(link=link, watermarks=tuple(map(session, answer.joined.watermarks)), cause="join"))
+                self._renew()
+            case "fence":
+                self._feed(m.Fenced(link=link, session=session(answer.fence.session), cause="fence"))
+            case "renewed":
+                self._unanswered_since = None
+                sent = self._sent.pop(answer.renewed.number, None)
+                if sent is not None:
+                    self._feed(m.AuthorityRenewed(until=sent + answer.renewed.authority_s, cause="renewal"))
+            case "end_applied":
+                self._feed(m.EndApplied(invocation=answer.end_applied.invocation, cause="counting"))
+            case "evicted":
+                self._feed(m.Evicted(cause="counting"))
+            case _:
+                _log.warning("counting says what this release doesn't know", kind=kind)
+
+    def _join(self, link: int) -> None:
+        if self._leaving:
+            return
+        self._outboxes[link].put(_Message(join=_Message.Join(
+            incarnation=incarnation_out(self._incarnation), timeout_cap_s=self._timeout_cap_s,
+            version=COMMAND_VERSION, running=running_out(self._running()),
+        )))
+
+    def _renew(self) -> None:
+        """A renewal to whoever took us in. Authority counts from now, not from its answer (rule 7)."""
+        outbox = self._outboxes.get(self._leader)
+        if outbox is None:
+            return
+        now = self._clock.monotonic()
+        self._renewal += 1
+        self._sent = {number: at for number, at in self._sent.items() if at > now - 60.0}
+        self._sent[self._renewal] = now
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        outbox.put(_Message(renew=_Message.Renew(number=self._renewal)))
+
+    async def _keep_authority(self) -> None:
+        renewed = self._clock.monotonic()
+        while True:
+            await asyncio.sleep(REJOIN_S)
+            now = self._clock.monotonic()
+            silent = self._unanswered_since is not None and now - self._unanswered_since > SILENT_S
+            if self._leader == 0 or silent:
+                for link in list(self._outboxes):
+                    self._join(link)
+                self._unanswered_since = None
+            elif now - renewed >= self._renew_s:
+                renewed = now
+                self._renew()
+
+
+class CodeFrontends:
+    """``CodeSource`` over the frontends of the region."""
+
+    def __init__(self, *, network: Network, directory: Directory) -> None:
+        self._network = network
+        self._directory = directory
+        self._channels: dict[str, Channel] = {}
+
+    def addresses(self, ticket: m.Ticket) -> Sequence[str]:
+        """The ticket's first, the signer foremost; then every other frontend that is known."""
+        known = [node.address for node in self._directory.of_service("frontend")]
+        return list(dict.fromkeys([*ticket.addresses, *known]))
+
+    async def fetch(self, address: str, ticket: m.Ticket) -> AsyncIterator[bytes]:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = self._network.connect(address, service="frontend")
+        request = frontend_pb2.FetchRequest(ticket=ticket_out(ticket))
+        async for chunk in channel.fetch(frontend_rpc.FETCH, request, timeout_s=FETCH_S):
+            yield chunk.data
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()

@@ -1,0 +1,204 @@
+"""The runtime process of one sandbox: started, heard, killed, started again.
+
+Owns what a process tells in order: it asked for an event, it answered, it failed, it ended. Refuses to know invocations
+and why it is killed. A sandbox outlives its processes: after a kill the next one finds /tmp as it was.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from chassis.clock import Clock
+from chassis.process import Tasks
+from worker.function_output import FunctionOutput
+from worker.runtime_api.answers import Event
+from worker.runtime_api.session import RuntimeSession
+from worker.sandbox.driver import ProcessExit, Sandbox, SandboxGone
+
+SETTLE_TURNS = 3  # of the event loop, after which what a pipe held has been read
+
+# ---------------------------------------------------------------- what is heard
+
+
+@dataclass(frozen=True, slots=True)
+class AskedNext:
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Responded:
+    body: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Oversized:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error_type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InitFailed:
+    error_type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The process is gone."""
+
+    ending: ProcessExit
+
+
+@dataclass(frozen=True, slots=True)
+class TimeUp:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """The sandbox is about to be destroyed."""
+
+
+Signal = AskedNext | Responded | Oversized | Failed | InitFailed | Ended | TimeUp | Doomed
+
+
+class StreamSink:
+    """Where a streamed result goes while it arrives: replaced per invocation."""
+
+    def chunk(self, data: bytes) -> None:
+        raise AssertionError("a streamed piece that nobody asked for")
+
+
+class RuntimeProcess:
+    """Implements ``RuntimeEvents``. One task at a time calls ``hear``."""
+
+    def __init__(self, *, sandbox: Sandbox, output: FunctionOutput, clock: Clock, tasks: Tasks) -> None:
+        self.session = RuntimeSession(self)
+        self.sandbox = sandbox
+        self.output = output
+        self.up = False                     # a process runs that asked for an event
+        self.started_at = 0.0
+        self.loaded_at: float | None = None  # the runtime said that it is about to load the function
+        self.sink = StreamSink()
+        self._clock = clock
+        self._tasks = tasks
+        self._signals: deque[Signal] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+        self._number = 0                    # of the process: what an older one still says is not heard
+        self._readers: list[asyncio.Task[None]] = []
+        self._dirty = False                 # a process was started and not killed since
+
+    def now(self) -> float:
+        return self._clock.monotonic()
+
+    async def start(self) -> None:
+        """Starts a process. Raises InvalidEntrypoint, SandboxFault, SandboxGone."""
+        if self._dirty:
+            await self.kill()  # it ended by itself: what it left behind goes as well
+        self._number += 1
+        self._signals.clear()
+        self.session.restart()
+        self.loaded_at = None
+        self.started_at = self._clock.monotonic()
+        chunks = await self.sandbox.start()
+        self._dirty = True
+        self._readers = [
+            self._tasks.start(self._read(chunks), name=f"output of {self.sandbox.spec.sandbox}"),
+            self._tasks.start(self._watch(self._number), name=f"end of {self.sandbox.spec.sandbox}"),
+        ]
+
+    async def kill(self) -> None:
+        """Ends every process of the sandbox, whatever state they are in. Raises SandboxFault."""
+        self.up = False
+        self._number += 1
+        await self.sandbox.kill()
+        self._dirty = False
+        if self._readers:
+            # Their ends follow from the kill: output is whole once they have returned.
+            await asyncio.wait(self._readers, timeout=1.0)
+        self.session.restart()
+        self._signals.clear()
+
+    async def hear(self, timeout_s: float | None) -> Signal:
+        """The next signal; TimeUp after ``timeout_s`` seconds."""
+        if self._signals:
+            return self._signals.popleft()
+        self._waiting = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._waiting
+        except TimeoutError:
+            return TimeUp()
+        finally:
+            self._waiting = None
+        return self._signals.popleft()
+
+    def deliver(self, event: Event, *, streaming: bool) -> bool:
+        """Hands an event out; False when the process is no longer there to take it."""
+        if not self.session.ready:
+            return False
+        self._signals.clear()
+        self.session.deliver(event, streaming=streaming)
+        return True
+
+    def doom(self) -> None:
+        self._put(Doomed())
+
+    async def settle_output(self) -> None:
+        """Waits until what was printed before is read: a pipe is read in its own time, the Runtime API in another."""
+        seen = -1
+        while seen != self.output.received_bytes:
+            seen = self.output.received_bytes
+            for _ in range(SETTLE_TURNS):
+                await asyncio.sleep(0)
+
+    # ------------------------------------------------------------ RuntimeEvents
+
+    def loaded(self) -> None:
+        if self.loaded_at is None:
+            self.loaded_at = self._clock.monotonic()
+
+    def asked_next(self) -> None:
+        self._put(AskedNext(self._clock.monotonic()))
+
+    def responded(self, body: bytes, content_type: str) -> None:
+        self._put(Responded(body, content_type))
+
+    def streamed(self, chunk: bytes) -> None:
+        self.sink.chunk(chunk)
+
+    def oversized(self) -> None:
+        self._put(Oversized())
+
+    def failed(self, error_type: str, body: bytes) -> None:
+        self._put(Failed(error_type, body))
+
+    def init_failed(self, error_type: str, body: bytes) -> None:
+        self._put(InitFailed(error_type, body))
+
+    # ------------------------------------------------------------ small
+
+    def _put(self, signal: Signal) -> None:
+        self._signals.append(signal)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def _read(self, chunks: AsyncIterator[bytes]) -> None:
+        async for chunk in chunks:
+            self.output.feed(chunk)
+
+    async def _watch(self, number: int) -> None:
+        try:
+            ending = await self.sandbox.exited()
+        except SandboxGone:
+            return
+        if number == self._number:
+            self.up = False
+            self._put(Ended(ending))
