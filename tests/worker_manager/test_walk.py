@@ -137,7 +137,7 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: set(self.dialled) - set(self.connected))
     @rule()
     def worker_is_adopted(self):
-        worker = sorted(set(self.dialled) - set(self.connected))[0]
+        worker = min(set(self.dialled) - set(self.connected))
         lease = self.dialled[worker].lease
         self.connected[worker] = lease
         rows = [
