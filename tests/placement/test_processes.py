@@ -26,22 +26,25 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@pytest.fixture
-def spawn(tmp_path):
-    """Starts ``python -m SERVICE`` as NODE with a certificate of its own; ends all with the test."""
-    authority = Authority.create()
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    seed = f"127.0.0.1:{free_port()}"
-    running = {}
+class Processes:
+    """Starts ``python -m SERVICE`` as NODE with a certificate of its own."""
 
-    def start(service, node):
+    def __init__(self, tmp_path):
+        self.tmp_path = tmp_path
+        self.authority = Authority.create()
+        (tmp_path / "ca.pem").write_bytes(self.authority.pem)
+        self.seed = f"127.0.0.1:{free_port()}"
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __call__(self, service, node):
+        tmp_path = self.tmp_path
         caller = Caller(service=service, node=node, az="az1", host="h1")
-        tls = authority.issue(caller)
+        tls = self.authority.issue(caller)
         (tmp_path / f"{node}.pem").write_bytes(tls.certificate)
         (tmp_path / f"{node}.key").write_bytes(tls.key)
         settings = NodeConfig(
-            service=service, node=node, az="az1", host="h1", placement=(seed,), check=True,
-            listen=seed if service == "placement" else "127.0.0.1:0",
+            service=service, node=node, az="az1", host="h1", placement=(self.seed,), check=True,
+            listen=self.seed if service == "placement" else "127.0.0.1:0",
             tls=TlsFiles(authority=str(tmp_path / "ca.pem"), certificate=str(tmp_path / f"{node}.pem"),
                          key=str(tmp_path / f"{node}.key")),
         )
@@ -52,15 +55,17 @@ def spawn(tmp_path):
         file = tmp_path / f"{node}.toml"
         file.write_text(config.dump(whole))
         with (tmp_path / f"{node}.log").open("a") as log:
-            running[node] = subprocess.Popen(
+            self.running[node] = subprocess.Popen(
                 [sys.executable, "-m", service, "--config", str(file)], stdout=log, stderr=log
             )
-        return running[node]
+        return self.running[node]
 
-    start.seed = seed
-    start.authority = authority
-    yield start
-    for process in running.values():
+
+@pytest.fixture
+def spawn(tmp_path):
+    processes = Processes(tmp_path)
+    yield processes
+    for process in processes.running.values():
         process.kill()
         process.wait()
 

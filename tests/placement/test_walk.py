@@ -51,7 +51,7 @@ class Fleet(RuleBasedStateMachine):
         self.pending = []
         self.written = set()
         self.highest = {}
-        self.believes = {manager: {} for manager in MANAGERS}
+        self.believes: dict[str, dict[str, int]] = {manager: {} for manager in MANAGERS}
 
     def feed(self, event):
         effects = self.core.handle(event, self.now)

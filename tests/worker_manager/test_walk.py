@@ -68,7 +68,7 @@ class Walk(RuleBasedStateMachine):
         self.core = ManagerCore(node=ME, config=PoolConfig(idle_s=20.0, unstarted_s=2.0, lease_drain_s=50.0))
         self.now = 0.0
         self.count = 0
-        self.slots = {worker: {} for worker in WORKERS}
+        self.slots: dict[str, dict[str, Slot]] = {worker: {} for worker in WORKERS}
         self.connected = {}         # worker -> lease number of the open stream
         self.dialled = {}           # worker -> Connect
         self.highest = dict.fromkeys(WORKERS, 0)
@@ -134,7 +134,7 @@ class Walk(RuleBasedStateMachine):
         if worker in self.dialled:
             self.feed(Lost(worker=worker, lease=self.dialled[worker].lease, reason="dead"))
 
-    @precondition(lambda self: set(self.dialled) - set(self.connected))
+    @precondition(lambda self: bool(set(self.dialled) - set(self.connected)))
     @rule()
     def worker_is_adopted(self):
         worker = min(set(self.dialled) - set(self.connected))
@@ -200,7 +200,7 @@ class Walk(RuleBasedStateMachine):
         if not slots:
             return
         slot = slots[data.draw(st.sampled_from(sorted(slots)))]
-        heard = worker in self.connected
+        event: Gone | CreateFailed | Ready | Idle
         if slot.doomed or (fails and slot.ready and slot.runs is None):
             del slots[slot.name]
             event = Gone(worker=worker, sandbox=slot.name, reason="ended")
@@ -215,7 +215,7 @@ class Walk(RuleBasedStateMachine):
             slot.runs = None
         else:
             return
-        if heard:
+        if worker in self.connected:
             self.feed(event)
 
     # -------------------------------------------------------- frontends
