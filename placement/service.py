@@ -71,7 +71,7 @@ LeaseStream = Stream[placement_pb2.LeaseOrder, placement_pb2.ManagerReport]
 class _Link:
     connection: int
     outbox: Outbox[placement_pb2.LeaseOrder]
-    stream: LeaseStream
+    over: asyncio.Event                # this placement no longer leads
 
 
 class PlacementService:
@@ -181,7 +181,7 @@ class PlacementService:
         if not self.core.leadership.leads:
             raise self._standing_by()
         self._connections += 1
-        link = _Link(self._connections, Outbox(stream, limit=10_000), stream)
+        link = _Link(self._connections, Outbox(stream, limit=10_000), asyncio.Event())
 
         def hear(report: placement_pb2.ManagerReport) -> None:
             match report.WhichOneof("report"):
@@ -203,9 +203,16 @@ class PlacementService:
                 case _ as unknown:
                     assert_never(unknown)
 
+        talk = self._tasks.start(converse(stream, link.outbox, hear), name=f"leases of {caller.node}")
+        over = self._tasks.start(link.over.wait(), name="role")
         try:
-            await converse(stream, link.outbox, hear)
+            await asyncio.wait((talk, over), return_when=asyncio.FIRST_COMPLETED)
+            if over.done():
+                raise self._standing_by()
+            await talk
         finally:
+            talk.cancel()
+            over.cancel()
             if self._links.get(caller.node) is link:
                 del self._links[caller.node]
             self._driver.feed(ManagerLeft(manager=caller.node, connection=link.connection, cause="stream"))
@@ -268,7 +275,7 @@ class PlacementService:
             self._directory.update(role=role)
         if not effect.active:
             for link in list(self._links.values()):
-                link.stream.cancel()
+                link.over.set()
 
     def _order(self, effect: GiveRole | Grant | TakeAway) -> None:
         link = self._links.get(effect.manager)

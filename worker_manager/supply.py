@@ -218,10 +218,11 @@ class Supply:
             for lease in self.leases.values()
             if self._reachable(lease.worker) and sandbox.runtime in lease.runtimes and lease.worker not in sandbox.tried
         }
-        own = worker_leases.rank(able.values(), az=sandbox.az, same=self._spread(sandbox.function))
-        for worker in [*(sandbox.ranking or ()), *own]:
-            lease = able.get(worker)
-            if lease is not None and lease.memory_free_mb - self._promised_mb(worker) >= sandbox.memory_mb:
+        same = self._spread(sandbox.function)
+        theirs = worker_leases.respread(sandbox.ranking or (), able, same)
+        for worker in [*theirs, *worker_leases.rank(able.values(), az=sandbox.az, same=same)]:
+            lease = able[worker]
+            if lease.memory_free_mb - self._promised_mb(worker) >= sandbox.memory_mb:
                 self._create(sandbox, lease, now)
                 return
         if self._make_room(sandbox, able, now):

@@ -53,8 +53,12 @@ class Tenure:
                 lease.move(WorkerAway, now)
                 self.expect_workers(now)
                 self.supply.worker_gone(lease.worker, now)
-            case StaleLease() | Lost():
-                self._end(lease, type(event), now, cause=event.cause)
+            case StaleLease():
+                # Another has it, or it was returned and the word was lost with the stream, or the number is too low
+                # for this worker: placement ignores this where it knows better, and grants the next number where not.
+                self._give_back(lease, StaleLease, now, cause="stale")
+            case Lost():
+                self._end(lease, Lost, now, cause=event.reason)
             case WorkerReturned():
                 if lease.state is LeaseState.RETURNING:
                     self._give_back(lease, WorkerReturned, now, cause="lease")

@@ -23,7 +23,8 @@ WALL = 1_000_000.0
 def facts(node, *, nonce=1, free_mb=4096):
     """A node by its name: worker-az1-1, worker_manager-az1, placement-az1."""
     service, az = node.split("-")[:2]
-    capacity = Capacity(memory_mb=4096, memory_free_mb=free_mb, runtimes=("python3.12",)) if service == "worker" else None
+    room = Capacity(memory_mb=4096, memory_free_mb=free_mb, runtimes=("python3.12",))
+    capacity = room if service == "worker" else None
     return NodeFacts(
         node=node, service=service, az=az, host=f"host-{node}", address=f"{node}:1", nonce=nonce, capacity=capacity
     )

@@ -51,7 +51,7 @@ class Fleet(RuleBasedStateMachine):
         self.pending = []
         self.written = set()
         self.highest = {}
-        self.believes = {manager: {} for manager in MANAGERS}
+        self.believes: dict[str, dict[str, int]] = {manager: {} for manager in MANAGERS}
 
     def feed(self, event):
         effects = self.core.handle(event, self.now)
@@ -96,33 +96,38 @@ class Fleet(RuleBasedStateMachine):
                     wall=WALL + self.now,
                 ))
             case WriteLeadership():
-                known = self.leadership.revision if self.leadership else 0
-                if fate == "refused" or known != effect.expected:
-                    self.feed(LeadershipFailed(fault="refused"))
-                    return
-                value = Leadership(holder="placement-az1", term=effect.term, renewed_until=WALL)
-                self.leadership = Stored(value=value, revision=self.bump())
-                if fate == "unknown":
-                    self.feed(LeadershipFailed(fault="unknown"))
-                else:
-                    self.feed(LeadershipWritten(revision=self.revision))
+                self.write_leadership(effect, fate)
             case WriteRecord():
-                record = effect.record
-                stored = self.records.get(record.worker)
-                if fate == "refused" or (stored.revision if stored else 0) != effect.expected:
-                    self.feed(RecordFailed(worker=record.worker, fault="refused"))
-                    return
-                if stored is not None:
-                    assert record.number >= stored.value.number, "invariant 9: a number fell in storage"
-                    if record.number == stored.value.number:
-                        assert record.manager in ("", stored.value.manager), "invariant 9: one manager per number"
-                self.records[record.worker] = Stored(value=record, revision=self.bump())
-                if record.manager:
-                    self.written.add((record.worker, record.number, record.manager))
-                if fate == "unknown":
-                    self.feed(RecordFailed(worker=record.worker, fault="unknown"))
-                else:
-                    self.feed(RecordWritten(worker=record.worker, revision=self.revision))
+                self.write_record(effect, fate)
+
+    def write_leadership(self, effect, fate):
+        known = self.leadership.revision if self.leadership else 0
+        if fate == "refused" or known != effect.expected:
+            self.feed(LeadershipFailed(fault="refused"))
+            return
+        value = Leadership(holder="placement-az1", term=effect.term, renewed_until=WALL)
+        self.leadership = Stored(value=value, revision=self.bump())
+        lost = fate == "unknown"
+        self.feed(LeadershipFailed(fault="unknown") if lost else LeadershipWritten(revision=self.revision))
+
+    def write_record(self, effect, fate):
+        record = effect.record
+        stored = self.records.get(record.worker)
+        if fate == "refused" or (stored.revision if stored else 0) != effect.expected:
+            self.feed(RecordFailed(worker=record.worker, fault="refused"))
+            return
+        if stored is not None:
+            assert record.number >= stored.value.number, "invariant 9: a number fell in storage"
+            if record.number == stored.value.number:
+                assert record.manager in ("", stored.value.manager), "invariant 9: one manager per number"
+        self.records[record.worker] = Stored(value=record, revision=self.bump())
+        if record.manager:
+            self.written.add((record.worker, record.number, record.manager))
+        lost = fate == "unknown"
+        self.feed(
+            RecordFailed(worker=record.worker, fault="unknown") if lost
+            else RecordWritten(worker=record.worker, revision=self.revision)
+        )
 
     @rule()
     def another_placement_leads(self):

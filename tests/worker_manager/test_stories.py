@@ -299,7 +299,7 @@ def test_roles_and_owners(story):
     others = tuple(sorted([ME, "worker_manager-az2"]))
     story(core, [
         (1.0, RegionSeen(owners_version=2, owners=others)),
-        (1.1, reserve("a", name="f")), (1.1, reserve("b", name="h")),
+        (1.1, reserve("a", name="f")), (1.1, reserve("b", name="g")),
         "A function that moves while requests wait.",
         (1.2, RegionSeen(owners_version=3, owners=("worker_manager-az2",))),
         (1.3, RoleGiven(active=False, term=2)),
