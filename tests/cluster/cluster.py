@@ -177,7 +177,7 @@ class Functions:
     def settle(self, name: str) -> None:
         def settled() -> bool:
             found = self.client.get_function_configuration(FunctionName=name)
-            return found["State"] == "Active" and found["LastUpdateStatus"] == "Successful"
+            return bool(found["State"] == "Active" and found["LastUpdateStatus"] == "Successful")
         until(settled, f"{name} serves")
 
     def call(self, name: str, event: Any = None, **parameters: Any) -> "Result":

@@ -117,5 +117,5 @@ def test_permits_come_back(functions, client, cluster):
 
     def free() -> bool:
         [pool] = [pool for pool in cluster.status()["pools"] if pool["function"] == name]
-        return pool["in_use"] == 0 and pool["granted"] == 0
+        return bool(pool["in_use"] == 0 and pool["granted"] == 0)
     until(free, "the ledger has every permit back (invariant 2)")
