@@ -54,13 +54,10 @@ def make_environment() -> None:
         return
     # A shim in front of the interpreter (pyenv, asdf) costs tens of milliseconds at each start: use what it stands for.
     interpreter = str(Path(sys.executable).resolve())
-    with Step(f"virtual environment (Python {sys.version.split()[0]})"):
-        run(interpreter, "-m", "venv", "--clear", str(VENV))
+    step(f"virtual environment (Python {sys.version.split()[0]})", interpreter, "-m", "venv", "--clear", str(VENV))
     pip = (str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input")
-    with Step("locked dependencies"):
-        run(*pip, "install", "--require-hashes", "--no-deps", "-r", str(LOCK))
-    with Step("labda itself"):
-        run(*pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    step("locked dependencies", *pip, "install", "--require-hashes", "--no-deps", "-r", str(LOCK))
+    step("labda itself", *pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     scratch = STAMP.with_name(STAMP.name + ".new")
     scratch.write_text(wanted)
     scratch.replace(STAMP)
@@ -71,27 +68,30 @@ def fingerprint() -> str:
     return f"{digest.hexdigest()} {sys.version.split()[0]} {ROOT}\n"
 
 
-def run(*argv: str) -> None:
-    status = subprocess.call(argv, cwd=str(ROOT), stdin=subprocess.DEVNULL)
-    if status != 0:
+def step(name: str, *argv: str) -> None:
+    """One line per step: what is being done, how long it took; on a terminal how long it takes so far."""
+    began = time.monotonic()
+    line = f"set-up     {name:<44}"
+    sys.stdout.write(line)
+    sys.stdout.flush()
+    process = subprocess.Popen(argv, cwd=str(ROOT), stdin=subprocess.DEVNULL)
+    while True:
+        try:
+            status = process.wait(timeout=1.0)
+            break
+        except subprocess.TimeoutExpired:
+            if sys.stdout.isatty():
+                sys.stdout.write(f"\r{line}{time.monotonic() - began:.0f} s ...")
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted as well
+            sys.exit(130)
+    back = f"\r{line}" if sys.stdout.isatty() else ""
+    rest = " " * 6 if back else ""  # of the line that is written over
+    sys.stdout.write(f"{back}failed{rest}\n" if status else f"{back}{time.monotonic() - began:.1f} s{rest}\n")
+    sys.stdout.flush()
+    if status:
         sys.exit(f"set-up: `{' '.join(argv)}` failed with status {status}; what it printed above says why")
-
-
-class Step:
-    """One line per step: what is being done, then how long it took."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.began = 0.0
-
-    def __enter__(self) -> None:
-        self.began = time.monotonic()
-        sys.stdout.write(f"set-up     {self.name:<44}")
-        sys.stdout.flush()
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        sys.stdout.write("failed\n" if kind else f"{time.monotonic() - self.began:.1f} s\n")
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

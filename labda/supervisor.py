@@ -6,8 +6,11 @@ is healthy is what the region's own view says, which the supervisor follows as a
 
 import asyncio
 import contextlib
+import os
+import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +111,8 @@ class Supervisor:
             )
             await self._deploy()
             state = "" if self._state.root == self._state.default else f" --state {self._state.root}"
-            self._console.line("use it", f'eval "$(labda env{state})"; aws lambda list-functions')
+            labda, aws = _reachable("labda"), _reachable("aws")
+            self._console.line("use it", f'eval "$({labda} env{state})"; {aws} lambda list-functions')
             self._console.plain("^C ends everything" if self._console.terminal else "SIGTERM ends everything")
             self._console.release()
             async for _ in self._ticks():
@@ -161,7 +165,14 @@ class Supervisor:
         from labda.commands import deploy  # noqa: PLC0415 - most starts deploy nothing
 
         for path in self._options.deploy:
-            await asyncio.to_thread(deploy.demonstrate, self._state, path, self._console)
+            shown = asyncio.ensure_future(asyncio.to_thread(deploy.demonstrate, self._state, path, self._console))
+            stopped = asyncio.ensure_future(self._stop.wait())
+            await asyncio.wait([shown, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not shown.done():  # told to end: the thread's request breaks when the frontends go
+                shown.add_done_callback(lambda ended: ended.exception())
+                return
+            shown.result()
 
     # ------------------------------------------------------------ while it runs
 
@@ -246,6 +257,14 @@ async def _answers(address: str) -> bool:
     except (OSError, TimeoutError):
         return False
     return status.startswith(b"HTTP/1.1 ") and not status.startswith(b"HTTP/1.1 503")
+
+
+def _reachable(program: str) -> str:
+    """How a person can call a program of this environment: by its name if that works, else by its path."""
+    if shutil.which(program) is not None:
+        return program
+    path = Path(sys.executable).parent / program
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _count(number: int, noun: str) -> str:

@@ -34,18 +34,22 @@ async def until(condition, what):
 
 
 @pytest.fixture
-async def children(tmp_path):
-    seen: list[tuple[str, bool]] = []
+def seen() -> list[tuple[str, bool]]:
+    """What the observer was told: a child's name and whether it runs."""
+    return []
+
+
+@pytest.fixture
+async def children(seen):
     found = Children(
         environment={"PATH": os.environ["PATH"]}, observe=lambda child: seen.append((child.name, child.pid is not None))
     )
-    found.seen = seen
     yield found
     await found.stop(list(found.by_name), grace_s=0.0)
     await found.stop_orphans()
 
 
-async def test_a_process_that_dies_is_back_at_once(children, tmp_path):
+async def test_a_process_that_dies_is_back_at_once(children, seen, tmp_path):
     child = children.start("a", SLEEPER, tmp_path / "a.log")
     first = child.pid
     began = time.monotonic()
@@ -54,7 +58,7 @@ async def test_a_process_that_dies_is_back_at_once(children, tmp_path):
     assert time.monotonic() - began < 1.0
     assert child.starts == 2
     assert child.ended == "killed by SIGKILL"
-    assert children.seen == [("a", True), ("a", False), ("a", True)]
+    assert seen == [("a", True), ("a", False), ("a", True)]
 
 
 def test_backoff_doubles_to_thirty_seconds_and_starts_afresh_after_a_minute_of_life():
@@ -111,6 +115,7 @@ async def test_processes_end_when_their_supervisor_is_killed(tmp_path):
         [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
     with supervisor:
+        assert supervisor.stdout is not None
         pid = int(supervisor.stdout.readline())
         # setpriv has become the program by then, so that the kernel was told before the supervisor dies
         await until(lambda: b"time.sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,0 +1,270 @@
+"""A real embedded cluster for tests: started by the command a person types, driven by real clients, then inspected.
+
+Owns the process and the looking for what it left behind. Every wait has a deadline.
+"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+REGION = "us-east-1"
+ROLE = "arn:aws:iam::000000000000:role/tests"
+RUNTIME = f"python3.{sys.version_info.minor}"
+START_S = 60.0
+SETTLE_S = 15.0
+# One attempt: a test sees what the first request got.
+ONCE = Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=60, max_pool_connections=64)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a cluster could leave on its host. Sets, so that two looks can be subtracted."""
+
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    namespaces: frozenset[str]
+    listening: frozenset[str]
+    loops: frozenset[str]
+
+    @classmethod
+    def look(cls) -> "Host":
+        return cls(
+            mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+            cgroups=frozenset(
+                str(path) for base in Path("/sys/fs/cgroup").glob("*") for path in base.glob("labda*")
+            ) | frozenset(str(path) for path in Path("/sys/fs/cgroup").glob("labda*")),
+            namespaces=frozenset(_namespaces()),
+            listening=frozenset(_listening()),
+            loops=frozenset(
+                backing.read_text().strip() for backing in Path("/sys/block").glob("loop*/loop/backing_file")
+            ),
+        )
+
+    def left_since(self, before: "Host") -> dict[str, list[str]]:
+        """What is there now and was not before, by kind."""
+        found = {
+            "mounts": self.mounts - before.mounts, "cgroups": self.cgroups - before.cgroups,
+            "namespaces": self.namespaces - before.namespaces, "sockets": self.listening - before.listening,
+            "loop devices": self.loops - before.loops,
+        }
+        return {kind: sorted(items) for kind, items in found.items() if items}
+
+
+class Cluster:
+    """One state directory and what runs on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.output: list[str] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self, *arguments: str) -> None:
+        """``labda up`` in the foreground, without a terminal; returns when it says that it serves."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "labda", "up", "--state", str(self.root), "--listen", "127.0.0.1:0", "--check",
+             *arguments],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + START_S
+        for line in self._process.stdout:
+            self.output.append(line)
+            if line.startswith("SIGTERM ends everything"):
+                return
+            assert time.monotonic() < deadline, "".join(self.output)
+        raise AssertionError("the cluster did not start:\n" + "".join(self.output) + self.last_words())
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ends it and waits; returns its exit status."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        rest, _ = self._process.communicate(timeout=START_S)
+        self.output.append(rest)
+        return self._process.returncode
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def last_words(self) -> str:
+        """The end of every process's log, for a failure."""
+        logs = sorted((self.root / "logs").glob("*.log"))
+        return "\n".join(f"--- {log.stem}\n" + "\n".join(log.read_text().splitlines()[-5:]) for log in logs)
+
+    def labda(self, *arguments: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
+        """Runs the command on this cluster."""
+        return subprocess.run(
+            [sys.executable, "-m", "labda", *arguments, "--state", str(self.root)], cwd=ROOT, capture_output=True,
+            text=True, timeout=START_S, check=False, input=stdin or "",
+        )
+
+    def environment(self) -> dict[str, str]:
+        """What ``eval "$(labda env)"`` sets."""
+        lines = self.labda("env").stdout.splitlines()
+        return dict(line.removeprefix("export ").replace("''", "").split("=", 1) for line in lines)
+
+    def status(self) -> dict[str, Any]:
+        found = self.labda("status", "--json")
+        assert found.stdout, found.stderr
+        report: dict[str, Any] = json.loads(found.stdout)
+        return report
+
+    def processes(self, service: str) -> list[dict[str, Any]]:
+        return [process for process in self.status()["processes"] if process["service"] == service]
+
+    def client(self, *, endpoint: str = "", key: tuple[str, str] | None = None, config: Config = ONCE) -> Any:
+        """boto3's Lambda client, as anybody makes it. The caller closes it."""
+        known = self.environment()
+        key_id, secret = key or (known["AWS_ACCESS_KEY_ID"], known["AWS_SECRET_ACCESS_KEY"])
+        session = boto3.session.Session(aws_access_key_id=key_id, aws_secret_access_key=secret, region_name=REGION)
+        return session.client("lambda", endpoint_url=endpoint or known["AWS_ENDPOINT_URL"], config=config)
+
+    def pids(self) -> dict[str, int]:
+        """Of everything that the supervisor started, by node."""
+        return {entry["node"]: entry["pid"] for entry in json.loads((self.root / "processes.json").read_text())}
+
+    def family(self) -> set[int]:
+        """Every living process that names this state directory or descends from one that does."""
+        parents = dict(_parents())
+        named = {pid for pid in parents if str(self.root) in _command(pid)} - {os.getpid()}
+        return named | {pid for pid in parents if any(ancestor in named for ancestor in _ancestors(pid, parents))}
+
+    def await_healthy(self) -> None:
+        """Until every process serves again, each under the pid that the supervisor knows."""
+        def healthy() -> bool:
+            pids = self.pids()
+            nodes = self.status()["processes"]
+            return len(nodes) == len(pids) and all(
+                node["health"] == "serving" and node["pid"] == pids.get(node["node"]) for node in nodes
+            )
+        until(healthy, "all processes serve again", timeout_s=SETTLE_S * 3)
+
+
+class Functions:
+    """Makes functions for one test and deletes them afterwards."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._names: list[str] = []
+
+    def make(self, source: str, *, handler: str = "app.handler", name: str = "", **settings: Any) -> str:
+        """Creates one from the source of ``app.py`` and returns its name once it serves."""
+        name = name or f"f-{uuid.uuid4().hex[:12]}"
+        fields: dict[str, Any] = {"Runtime": RUNTIME, "Timeout": 10, **settings}
+        self._names.append(name)
+        self.client.create_function(
+            FunctionName=name, Role=ROLE, Handler=handler, Code={"ZipFile": archive({"app.py": source})}, **fields
+        )
+        self.settle(name)
+        return name
+
+    def settle(self, name: str) -> None:
+        def settled() -> bool:
+            found = self.client.get_function_configuration(FunctionName=name)
+            return bool(found["State"] == "Active" and found["LastUpdateStatus"] == "Successful")
+        until(settled, f"{name} serves")
+
+    def call(self, name: str, event: Any = None, **parameters: Any) -> "Result":
+        return call(self.client, name, event, **parameters)
+
+    def close(self) -> None:
+        for name in self._names:
+            try:
+                self.client.delete_function(FunctionName=name)
+            except self.client.exceptions.ResourceNotFoundException:
+                continue  # the test deleted it
+
+
+@dataclass(frozen=True)
+class Result:
+    """One invocation's outcome."""
+
+    payload: Any
+    error: str | None
+    response: Mapping[str, Any]
+
+
+def call(client: Any, name: str, event: Any = None, **parameters: Any) -> Result:
+    response = client.invoke(FunctionName=name, Payload=json.dumps(event), **parameters)
+    body = response["Payload"].read()
+    return Result(json.loads(body) if body else None, response.get("FunctionError"), response)
+
+
+def archive(files: Mapping[str, str | bytes]) -> bytes:
+    """A zip with these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as out:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o100755 << 16
+            out.writestr(entry, content)
+    return buffer.getvalue()
+
+
+def until(condition: Callable[[], bool], what: str, *, timeout_s: float = SETTLE_S) -> float:
+    """Polls; returns after how many seconds it held. Fails with ``what`` at the deadline."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < timeout_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+# ---------------------------------------------------------------- the host
+
+
+def _namespaces() -> Iterator[str]:
+    for kind in ("net", "mnt", "pid"):
+        for link in Path("/proc").glob(f"[0-9]*/ns/{kind}"):
+            try:
+                yield str(link.readlink())
+            except OSError:
+                continue  # it ended meanwhile
+
+
+def _listening() -> Iterator[str]:
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                yield f"{table} {fields[1]}"
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (entry / "stat").read_text()
+        except OSError:
+            continue
+        state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
+        if state not in "ZX":
+            yield int(entry.name), int(parent)
+
+
+def _ancestors(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+    while pid in parents and pid != parents[pid]:
+        pid = parents[pid]
+        yield pid
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

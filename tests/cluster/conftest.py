@@ -1,0 +1,48 @@
+"""One embedded cluster for nearly all tests of this folder: started once, ended and inspected at the end."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.cluster.cluster import ROOT, Cluster, Functions, Host, until
+
+
+@pytest.fixture(scope="session")
+def _needs_a_host() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: workers build real sandboxes")
+    if not (ROOT / ".runtimes").exists():
+        pytest.fail("no .runtimes: run `make setup` first")
+
+
+@pytest.fixture(scope="session")
+def cluster(_needs_a_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The default shape: three AZs, a worker and a frontend in each."""
+    before = Host.look()
+    running = Cluster(tmp_path_factory.mktemp("cluster") / "state")
+    running.start()
+    try:
+        yield running
+    finally:
+        status = running.stop()
+        family = running.family()
+    assert status == 0, "".join(running.output)
+    assert not family, f"processes left: {family}"
+    until(lambda: not Host.look().left_since(before), f"nothing left: {Host.look().left_since(before)}")
+
+
+@pytest.fixture(scope="session")
+def client(cluster: Cluster) -> Iterator[Any]:
+    """boto3 on the shared endpoint, one attempt per call."""
+    made = cluster.client()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def functions(client: Any) -> Iterator[Functions]:
+    made = Functions(client)
+    yield made
+    made.close()

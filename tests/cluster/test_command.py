@@ -1,0 +1,88 @@
+"""The command ``labda`` against a running cluster."""
+
+import json
+
+import pytest
+
+from tests.cluster.cluster import ROOT, until
+
+
+@pytest.fixture
+def hello(cluster):
+    said = cluster.labda("deploy", str(ROOT / "examples" / "hello"))
+    assert said.returncode == 0, said.stderr
+    yield said.stdout
+    client = cluster.client()
+    client.delete_function(FunctionName="hello")
+    client.close()
+
+
+def test_deploy_invoke_and_deploy_again(cluster, hello):
+    assert hello.startswith("deployed   hello (python3.")
+    ran = cluster.labda("invoke", "hello")
+    assert (ran.returncode, json.loads(ran.stdout)) == (0, {"message": "hello, world"})
+    ran = cluster.labda("invoke", "hello", "--payload", "-", "--explain", stdin='{"name": "Ada"}')
+    assert json.loads(ran.stdout) == {"message": "hello, Ada"}
+    assert ran.stderr.startswith(("warm ", "cold "))
+    again = cluster.labda("deploy", str(ROOT / "examples" / "hello"), "--memory", "256", "--timeout", "9")
+    assert "hello (python3." in again.stdout
+    assert "256 MB" in again.stdout
+
+
+def test_logs(cluster, hello):
+    del hello
+    cluster.labda("invoke", "hello")
+    until(lambda: "REPORT RequestId" in cluster.labda("logs", "hello").stdout, "its log is there")
+
+
+def test_a_function_error_is_exit_status_1(cluster, tmp_path, client):
+    (tmp_path / "app.py").write_text("def handler(event, context):\n    raise KeyError('k')\n")
+    assert cluster.labda("deploy", str(tmp_path), "--name", "failing").returncode == 0
+    ran = cluster.labda("invoke", "failing", "--log")
+    assert ran.returncode == 1
+    assert json.loads(ran.stdout)["errorType"] == "KeyError"
+    assert "REPORT RequestId" in ran.stderr
+    client.delete_function(FunctionName="failing")
+
+
+def test_an_unknown_function_is_one_sentence(cluster):
+    ran = cluster.labda("invoke", "nothing")
+    assert ran.returncode == 4
+    assert ran.stderr.count("\n") == 1
+    assert "Function not found" in ran.stderr
+
+
+def test_status(cluster, functions, client):
+    name = functions.make("def handler(event, context):\n    return 1\n")
+    functions.call(name)
+    report = cluster.status()
+    services = [process["service"] for process in report["processes"]]
+    assert {service: services.count(service) for service in set(services)} == {
+        "counting": 3, "frontend": 3, "worker": 3, "worker_manager": 1, "placement": 1,
+    }
+    assert {"node", "az", "host", "pid", "address", "http", "health", "role"} <= set(report["processes"][0])
+    assert {process["health"] for process in report["processes"]} == {"serving"}
+    roles = [process["role"] for process in report["processes"] if process["service"] == "counting"]
+    assert sorted(roles) == ["follower", "follower", "leader"]
+    assert {process["pid"] for process in report["processes"]} == set(cluster.pids().values())
+    [found] = [function for function in report["functions"] if function["name"] == name]
+    assert found["limit"] == 1000
+    client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=5)
+    [found] = [function for function in cluster.status()["functions"] if function["name"] == name]
+    assert (found["running"], found["limit"]) == (0, 5)
+    shown = cluster.labda("status").stdout
+    assert len(shown.splitlines()) <= 50
+    for word in ("az1", "az2", "az3", "host-az1-1", "leader", name):
+        assert word in shown
+
+
+def test_up_on_a_state_in_use_names_who_has_it(cluster):
+    said = cluster.labda("up", "--listen", "127.0.0.1:0")
+    assert said.returncode == 1
+    assert f"already runs in {cluster.root} (pid {cluster.pid})" in said.stderr
+
+
+def test_secrets_are_for_their_owner(cluster):
+    for name in ("root.json", "data.key", "ca/ca.key"):
+        assert (cluster.root / name).stat().st_mode & 0o077 == 0, name
+    assert all(key.stat().st_mode & 0o077 == 0 for key in (cluster.root / "tls").glob("*.key"))

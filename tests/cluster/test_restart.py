@@ -1,0 +1,103 @@
+"""Starts and ends of clusters: what stays, what goes, what is refused. Small clusters of their own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from tests.cluster.cluster import ROOT, Cluster, Functions, Host, call, until
+
+SMALL = ("--azs", "1")
+
+
+@pytest.fixture
+def small(_needs_a_host, tmp_path):
+    """A cluster of one AZ, not started yet; whatever is left of it fails the test."""
+    before = Host.look()
+    running = Cluster(tmp_path / "state")
+    yield running
+    running.labda("down")
+    until(lambda: not running.family(), f"no process left: {running.family()}")
+    until(lambda: not Host.look().left_since(before), f"nothing left: {Host.look().left_since(before)}")
+
+
+def test_a_second_start_keeps_the_functions(small):
+    small.start(*SMALL)
+    client = small.client()
+    name = Functions(client).make("def handler(event, context):\n    return 'kept'\n")
+    assert call(client, name).payload == "kept"
+    client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=3)
+    client.close()
+    assert small.stop(signal.SIGINT) == 0
+    small.start(*SMALL)
+    client = small.client()
+    assert call(client, name).payload == "kept"
+    assert client.get_function_concurrency(FunctionName=name)["ReservedConcurrentExecutions"] == 3
+    client.close()
+    assert small.stop() == 0
+
+
+def test_kill_9_of_the_supervisor_ends_everything(small):
+    small.start(*SMALL)
+    client = small.client()
+    name = Functions(client).make("def handler(event, context):\n    return 'kept'\n")
+    assert call(client, name).payload == "kept"
+    client.close()
+    os.kill(small.pid, signal.SIGKILL)
+    until(lambda: not small.family(), "its processes end by themselves", timeout_s=10)
+    small.start(*SMALL)
+    client = small.client()
+    assert call(client, name).payload == "kept"
+    client.close()
+    assert small.stop() == 0
+
+
+def test_detached(small):
+    said = small.labda("up", "--listen", "127.0.0.1:0", "--detach", *SMALL, "--deploy", str(ROOT / "examples/hello"))
+    assert said.returncode == 0, said.stderr
+    lines = said.stdout.splitlines()
+    assert lines[0].startswith("labda 0.1  1 AZ, 1 worker, ")
+    assert "ready in" in lines[0]
+    assert lines[1].startswith("deployed   hello (python3.")
+    assert lines[2].startswith('invoked    hello -> {"message": "hello, world"}   cold ')
+    assert lines[3].startswith('invoked    hello -> {"message": "hello, world"}   warm ')
+    assert lines[4].startswith('use it     eval "$(labda env')
+    again = small.labda("up", "--listen", "127.0.0.1:0", "--detach")
+    assert again.returncode != 0
+    assert "already runs" in again.stderr
+    down = small.labda("down")
+    assert down.returncode == 0
+    assert not small.family()
+    assert "no cluster runs" in small.labda("down").stdout
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(small):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        said = small.labda("up", "--listen", f"127.0.0.1:{port}", *SMALL)
+    assert said.returncode == 1
+    assert f"127.0.0.1:{port}" in said.stderr
+    assert f"(pid {os.getpid()})" in said.stderr
+    assert said.stderr.count("\n") == 1
+
+
+def test_env_makes_a_shell_ready(small):
+    small.start(*SMALL)
+    program = (
+        f'eval "$({sys.executable} -m labda env --state {small.root})"; '
+        f"{sys.executable} -c \"import boto3; print(boto3.client('lambda').list_functions()['Functions'])\""
+    )
+    said = subprocess.run(["sh", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert said.stdout.strip() == "[]", said.stderr
+    endpoint = small.environment()["AWS_ENDPOINT_URL"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{endpoint}/2015-03-31/functions/", timeout=5)
+    with refused.value as answer:
+        assert answer.code == 403
+        assert json.loads(answer.read())
+    assert small.stop() == 0
