@@ -92,6 +92,7 @@ class GrpcNetwork:
         try:
             port = server.add_secure_port(address, self._server_credentials)
         except RuntimeError as error:
+            await server.stop(None)
             raise Fault(
                 f"can't listen on {address} ({error}): is another process using the port?",
                 code=FaultCode.CONFLICT,
@@ -238,10 +239,18 @@ def _rpc_handler(handler: Handler) -> Any:
             await _abort(context, fault)
 
     async def bidi(_requests: Any, context: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        stream = _ServerStream(context, task)
         try:
-            await handle(_ServerStream(context), _caller(context, method.path))
+            await handle(stream, _caller(context, method.path))
         except Fault as fault:
             await _abort(context, fault)
+        except asyncio.CancelledError:
+            if not stream.cut:
+                raise  # the peer or the server ended the call
+            task.uncancel()
+            await _abort(context, Fault("the stream was cut by the serving side", code=FaultCode.CANCELLED))
 
     codecs = {
         "request_deserializer": method.request.FromString,
@@ -270,9 +279,10 @@ async def _abort(context: Any, fault: Fault) -> None:
 
 
 class _ServerStream:
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, task: "asyncio.Task[Any]") -> None:
         self._context = context
-        self._finished = False
+        self._task = task
+        self.cut = False
 
     async def send(self, message: Any) -> None:
         try:
@@ -288,10 +298,12 @@ class _ServerStream:
         return None if message is grpc.aio.EOF else message
 
     async def finish(self) -> None:
-        self._finished = True
+        """The stream ends when its handler returns: nothing to do before."""
 
     def cancel(self) -> None:
-        self._context.cancel()
+        if not self.cut:
+            self.cut = True
+            self._task.cancel()  # a servicer's context can't be cancelled: the handler's task is, and ends the call
 
 
 class _Health(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types

@@ -92,6 +92,40 @@ async def test_stream_is_ordered_batched_and_ends_with_the_fault_of_the_handler(
     await server.close(0)
 
 
+async def break_of(stream) -> Fault:
+    try:
+        while await stream.receive() is not None:
+            pass
+    except Fault as fault:
+        return fault
+    pytest.fail("the stream finished instead of breaking")
+
+
+async def test_the_serving_side_cuts_a_peer_that_does_not_read(network_of):
+    handlers = Handlers()
+    ended = asyncio.Event()
+
+    async def frontend(stream, caller):
+        outbox: Outbox[counting_pb2.FrontendAnswer] = Outbox(stream, limit=3)
+        for _ in range(4):
+            outbox.put(counting_pb2.FrontendAnswer())
+        try:
+            await converse(stream, outbox, lambda _message: None)
+        finally:
+            ended.set()
+
+    handlers.bidi(counting_rpc.FRONTEND, frontend)
+    server = await network_of(COUNTING).serve("127.0.0.1:0", handlers)
+    channel = network_of(FRONTEND).connect(server.address, service="counting")
+    stream = channel.stream(counting_rpc.FRONTEND)
+    async with asyncio.timeout(5):
+        fault = await break_of(stream)
+        await ended.wait()
+    assert fault.code is FaultCode.CANCELLED
+    await channel.close()
+    await server.close(0)
+
+
 async def test_a_certificate_opens_only_what_the_table_says(network_of):
     server = await serve_counting(network_of)
     channel = network_of(WORKER).connect(server.address, service="counting")
