@@ -44,18 +44,16 @@ ETC = {
 }
 BOOTSTRAP = '''"""Starts awslambdaric: the function's own modules come first, then its layers, then /var/runtime."""
 
-import os
 import sys
 
-from awslambdaric import bootstrap  # from /var/runtime, before anything of the function can stand in for it
+from awslambdaric.__main__ import main  # from /var/runtime, before anything of the function can stand in for it
 
 _here = "/var/runtime"
 _layers = [f"/opt/python/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages", "/opt/python"]
-sys.path[:1] = _layers
+sys.path[:1] = ["/var/task", *_layers]
 if _here not in sys.path:
-    sys.path.insert(len(_layers), _here)
-sys.argv[0] = "/var/runtime/bootstrap"
-bootstrap.run("/var/task", sys.argv[1], os.environ["AWS_LAMBDA_RUNTIME_API"])
+    sys.path.insert(1 + len(_layers), _here)
+main(["/var/runtime/bootstrap", *sys.argv[1:]])
 '''
 
 
@@ -212,6 +210,7 @@ def make_runtime(output: Path, name: str, interpreter: Path | None, stamp: str) 
         make_interpreter(root, interpreter, name)
         runtime = root / "var/runtime"
         install_packages(name, runtime)
+        place_libraries(root, list(runtime.rglob("*.so")), None)
         (runtime / "bootstrap.py").write_text(BOOTSTRAP)
         # Compiled by that interpreter: /var/runtime is read-only later, so no sandbox could keep bytecode.
         compiled = subprocess.run(
@@ -222,7 +221,7 @@ def make_runtime(output: Path, name: str, interpreter: Path | None, stamp: str) 
             raise Unusable(f"compileall failed: {compiled.stderr.strip()[-200:]}")
         probe = subprocess.run(
             [shutil.which("chroot", path="/usr/sbin:/sbin:/usr/bin:/bin") or "chroot", str(root), f"/var/lang/bin/{name}", "-I", "-c",
-             "import sys; sys.path.insert(0, '/var/runtime'); import awslambdaric.bootstrap, ssl, sqlite3, ctypes, boto3"],
+             "import sys; sys.path.insert(0, '/var/runtime'); import awslambdaric.bootstrap, runtime_client, ssl, sqlite3, ctypes, boto3"],
             capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"},
         )
         if probe.returncode != 0:
