@@ -44,23 +44,25 @@ ETC = {
 }
 BOOTSTRAP = '''"""Starts awslambdaric: the function's own modules come first, then its layers, then /var/runtime."""
 
-import os
 import sys
 
-from awslambdaric import bootstrap  # from /var/runtime, before anything of the function can stand in for it
+from awslambdaric.__main__ import main  # from /var/runtime, before anything of the function can stand in for it
 
 _here = "/var/runtime"
 _layers = [f"/opt/python/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages", "/opt/python"]
-sys.path[:1] = _layers
+sys.path[:1] = ["/var/task", *_layers]
 if _here not in sys.path:
-    sys.path.insert(len(_layers), _here)
-sys.argv[0] = "/var/runtime/bootstrap"
-bootstrap.run("/var/task", sys.argv[1], os.environ["AWS_LAMBDA_RUNTIME_API"])
+    sys.path.insert(1 + len(_layers), _here)
+main(["/var/runtime/bootstrap", *sys.argv[1:]])
 '''
 
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+# What a runtime must be able to import from its copy.
+PROBE = ("import sys; sys.path.insert(0, '/var/runtime'); "
+         "import awslambdaric.bootstrap, runtime_client, boto3, ssl, sqlite3, ctypes")
 
 
 class Unusable(Exception):
@@ -143,6 +145,18 @@ def make_base(root: Path) -> None:
         (root / "dev" / name).touch()
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         (root / "dev" / name).symlink_to(target)
+    make_etc(root)
+    placed = []
+    for line in TOOLS.read_text().splitlines():
+        tool = shutil.which(line) if line and not line.startswith("#") else None
+        if tool:
+            place(Path(tool), root / "usr/bin" / line)
+            placed.append(Path(tool).resolve())
+    place_libraries(root, placed, None)
+
+
+def make_etc(root: Path) -> None:
+    """/etc, and what its files point to: certificates, time zones, locales."""
     for name, text in ETC.items():
         (root / "etc" / name).write_text(text)
     (root / "etc/localtime").symlink_to("/usr/share/zoneinfo/UTC")
@@ -162,13 +176,6 @@ def make_base(root: Path) -> None:
     if locale.exists():  # LANG=en_US.UTF-8 is documented; C.UTF-8 under its name gives what programs want of it
         place_tree(locale, root / "usr/lib/locale/C.utf8")
         place_tree(locale, root / "usr/lib/locale/en_US.utf8")
-    placed = []
-    for line in TOOLS.read_text().splitlines():
-        tool = shutil.which(line) if line and not line.startswith("#") else None
-        if tool:
-            place(Path(tool), root / "usr/bin" / line)
-            placed.append(Path(tool).resolve())
-    place_libraries(root, placed, None)
 
 
 def make_interpreter(root: Path, interpreter: Path, name: str) -> None:
@@ -190,9 +197,9 @@ def install_packages(name: str, target: Path) -> None:
     machine = os.uname().machine
     platforms = [f"manylinux{tag}_{machine}" for tag in ("2014", "_2_17", "_2_5", "_2_28")]
     command = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps",
-        "--only-binary", ":all:", "--no-compile", "--target", str(target), "--python-version", name.removeprefix("python"),
-        "--implementation", "cp", *[word for p in platforms for word in ("--platform", p)], "-r", str(LOCK),
+        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes",
+        "--no-deps", "--only-binary", ":all:", "--no-compile", "--target", str(target),
+        "--python-version", name.removeprefix("python"), "--implementation", "cp", *[word for p in platforms for word in ("--platform", p)], "-r", str(LOCK),
     ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
@@ -212,17 +219,19 @@ def make_runtime(output: Path, name: str, interpreter: Path | None, stamp: str) 
         make_interpreter(root, interpreter, name)
         runtime = root / "var/runtime"
         install_packages(name, runtime)
+        place_libraries(root, list(runtime.rglob("*.so")), None)
         (runtime / "bootstrap.py").write_text(BOOTSTRAP)
         # Compiled by that interpreter: /var/runtime is read-only later, so no sandbox could keep bytecode.
         compiled = subprocess.run(
-            [str(interpreter), "-m", "compileall", "-q", "-j", "2", "-s", str(root), str(runtime), str(root / "var/lang/lib")],
+            [str(interpreter), "-m", "compileall", "-q", "-j", "2", "-s", str(root), str(runtime),
+             str(root / "var/lang/lib")],
             capture_output=True, text=True, check=False,
         )
         if compiled.returncode not in {0, 1}:  # 1: some file of the standard library is bad on purpose
             raise Unusable(f"compileall failed: {compiled.stderr.strip()[-200:]}")
         probe = subprocess.run(
-            [shutil.which("chroot", path="/usr/sbin:/sbin:/usr/bin:/bin") or "chroot", str(root), f"/var/lang/bin/{name}", "-I", "-c",
-             "import sys; sys.path.insert(0, '/var/runtime'); import awslambdaric.bootstrap, ssl, sqlite3, ctypes, boto3"],
+            [shutil.which("chroot", path="/usr/sbin:/sbin:/usr/bin:/bin") or "chroot", str(root),
+             f"/var/lang/bin/{name}", "-I", "-c", PROBE],
             capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"},
         )
         if probe.returncode != 0:
@@ -272,7 +281,8 @@ def main() -> int:
             say(f"runtime    {name:16} left out: {reason}")
             continue
         usable += 1
-        say(f"runtime    {name:16} built in {time.monotonic() - began:.1f} s from {interpreter or 'the tools of this host'}")
+        source = interpreter or "the tools of this host"
+        say(f"runtime    {name:16} built in {time.monotonic() - began:.1f} s from {source}")
     return 0 if usable else 1
 
 

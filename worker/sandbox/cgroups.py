@@ -63,7 +63,7 @@ def detect(mountinfo: str) -> Layout:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         where = before.split()[4]
-        kind, _, options = (after.split() + ["", "", ""])[:3]
+        kind, _, options = [*after.split(), "", "", ""][:3]
         if kind == "cgroup2":
             v2 = where
             with contextlib.suppress(OSError):

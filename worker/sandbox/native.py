@@ -59,9 +59,9 @@ class Output:
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
-        ready = loop.create_future()
+        ready: asyncio.Future[None] = loop.create_future()
         fd = self._fd
-        loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+        loop.add_reader(fd, _settle, ready)
         try:
             await ready
         finally:
@@ -201,7 +201,8 @@ class NativeDriver:
 
     async def unpack(self, archive: BinaryIO, sha256: str, limits: UnpackLimits) -> UnpackedCode:
         answer, _ = await self.request(
-            "unpack", fds=[archive.fileno()], sha256=sha256, size_bytes_max=limits.size_bytes, entries_max=limits.entries,
+            "unpack", fds=[archive.fileno()], sha256=sha256,
+            size_bytes_max=limits.size_bytes, entries_max=limits.entries,
         )
         return UnpackedCode(sha256=sha256, size_bytes=answer["size"])
 
@@ -359,6 +360,11 @@ class NativeDriver:
             return
         finally:
             del self._answers[number]
+
+
+def _settle(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _close_result(task: "asyncio.Task[tuple[wire.Message, list[int]]]") -> None:

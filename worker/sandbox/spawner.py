@@ -21,17 +21,18 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from worker.sandbox import birth, linux, living, unpack, wire
-
+from worker.sandbox import birth, launch, linux, living, unpack, wire
 from worker.sandbox.host import Host
 from worker.sandbox.living import Living, Stage
 from worker.sandbox.requests import Request, RequestRefused, parse
 from worker.sandbox.settings import SpawnerConfig
 
 _REMOVE_RETRY_S, _REMOVE_GIVE_UP_S = 0.002, 10.0
+_AGENT_END_S = 5.0
+EXIT_UNFIT = 78             # EX_CONFIG: this host can't do it, starting again won't help
 _OUTGOING_MAX = 10_000      # unread messages after which the agent counts as gone
 
 _NO_BOOTSTRAP = "Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]"
@@ -418,8 +419,46 @@ class Spawner:
         self._selector.modify(self._channel, selectors.EVENT_READ | writes, self._on_agent)
 
 
+def run(config: SpawnerConfig, agent_argv: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
+    """Becomes the spawner of this process and starts the agent as its unprivileged child; returns the agent's status.
+
+    `agent_argv` begins with an absolute path; "{fd}" in it becomes the number of the agent's end of the socket, which
+    it gives to NativeDriver(socket.socket(fileno=N)). SIGTERM is passed on to the agent. When the agent ends, however
+    it ends, everything is taken away; when this process ends, the agent is killed. Call it before any thread is made.
+    """
+    try:
+        host = Host(config)
+        host.open()
+    except OSError as error:
+        sys.stderr.write(f"spawner: {error}\n")
+        return EXIT_UNFIT
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        pid = launch.fork_agent(config, host.mount_point, agent_argv, theirs, pass_fds)
+    for fd in pass_fds:
+        os.close(fd)
+
+    def pass_on(number: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    with ours:
+        _live(host, ours)
+    return _end_of(pid)
+
+
+def _end_of(pid: int) -> int:
+    """Waits for the agent, which has nothing left to do, and kills it if it takes longer than that should."""
+    with os.fdopen(os.pidfd_open(pid), "rb", buffering=0) as pidfd, selectors.DefaultSelector() as selector:
+        selector.register(pidfd, selectors.EVENT_READ)
+        if not selector.select(_AGENT_END_S):
+            os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def serve(config: SpawnerConfig, channel: socket.socket) -> int:
-    """Runs a spawner on this end of the socket; returns the exit status."""
+    """Runs a spawner on this end of the socket, the agent being someone else's child; returns the exit status."""
     try:
         host = Host(config)
         host.open()
@@ -427,13 +466,21 @@ def serve(config: SpawnerConfig, channel: socket.socket) -> int:
         with contextlib.suppress(OSError):
             wire.send(channel, {"event": "unfit", "message": str(error)})
         sys.stderr.write(f"spawner: {error}\n")
-        return 78
+        return EXIT_UNFIT
+    _live(host, channel)
+    return 0
+
+
+def _live(host: Host, channel: socket.socket) -> None:
     gc.freeze()     # what is here now stays: children don't copy these pages by collecting them
     gc.disable()    # nothing here makes cycles that matter; a collection would copy pages in every child
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # a terminal's ^C goes to the agent, whose end ends this
-    wire.send(channel, {"event": "ready"})
+    try:
+        wire.send(channel, {"event": "ready"})
+    except ConnectionError:     # the agent ended at once
+        host.close()
+        return
     Spawner(host, channel).run()
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
