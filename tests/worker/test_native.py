@@ -91,7 +91,7 @@ async def native_region(**config):
     (state / "spawner.json").write_text(settings.to_json())
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        spawner = subprocess.Popen(  # noqa: ASYNC220  # once, before anything else runs on this loop
+        spawner = subprocess.Popen(  # once, before anything else runs on this loop
             [sys.executable, "-m", "worker.sandbox.spawner", "--config", str(state / "spawner.json"),
              "--socket-fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -149,7 +149,7 @@ async def test_how_a_process_can_end():
         assert answer.json["errorMessage"] == "RequestId: i2 Error: Runtime exited without providing a reason"
         await ready(region, "segfault", "s2")
         answer = await region.invoke("i3", sandbox="s2")
-        assert answer.json["errorMessage"] == "RequestId: i3 Error: Runtime exited with error: signal: segmentation fault"
+        assert answer.json["errorMessage"].endswith("i3 Error: Runtime exited with error: signal: segmentation fault")
         await ready(region, "oom", "s3", timeout_s=10)
         answer = await region.invoke("i4", sandbox="s3", log_tail=True)
         assert answer.json == {
