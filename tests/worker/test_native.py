@@ -72,8 +72,9 @@ pytestmark = pytest.mark.usefixtures("needs_root")
 def archive() -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
-        file.writestr(zipfile.ZipInfo("app.py"), APP)
-        file.writestr(zipfile.ZipInfo("broken.py"), "import nothing_of_that_name")
+        info = zipfile.ZipInfo("app.py")
+        info.external_attr = 0o644 << 16
+        file.writestr(info, APP)
     return data.getvalue()
 
 
@@ -124,7 +125,7 @@ async def test_cold_and_warm():
         tail = answer.result.log_tail.decode().splitlines()
         assert [line.split(" ")[0] for line in tail] == ["INIT_START", "START", "run", "END", "REPORT"]
         assert "Max Memory Used: " in tail[-1]
-        assert 10 < answer.result.memory_peak_mb < 128
+        assert 1 < answer.result.memory_peak_mb < 128
         warm = await region.invoke("id-2", payload=b"{}", log_tail=True)
         assert (warm.json["runs"], warm.json["trace"], warm.result.cold) == (2, None, False)
         assert warm.result.log_tail.decode().splitlines()[1] == "run 2"
