@@ -24,6 +24,11 @@ class FunctionOutput:
         self._dropped_bytes = 0
         self.received_bytes = 0
 
+    @property
+    def exhausted(self) -> bool:
+        """The invocation's budget is spent: what follows is dropped."""
+        return self._left_bytes == 0
+
     def begin(self, *, keep_tail: bool) -> None:
         """An invocation begins. The first one keeps what init said: cold-start lines belong to its tail."""
         self._left_bytes = self._budget_bytes

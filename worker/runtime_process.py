@@ -16,7 +16,8 @@ from worker.runtime_api.answers import Event
 from worker.runtime_api.session import RuntimeSession
 from worker.sandbox.driver import ProcessExit, Sandbox, SandboxGone
 
-SETTLE_TURNS = 3  # of the event loop, after which what a pipe held has been read
+FLOOD_PAUSE_S = 0.01
+SETTLE_TURNS = 4  # of the event loop, after which what a pipe held has been read
 
 # ---------------------------------------------------------------- what is heard
 
@@ -193,6 +194,8 @@ class RuntimeProcess:
     async def _read(self, chunks: AsyncIterator[bytes]) -> None:
         async for chunk in chunks:
             self.output.feed(chunk)
+            # A process that prints without end must not keep the loop to itself, nor (past its budget) a whole core.
+            await asyncio.sleep(FLOOD_PAUSE_S if self.output.exhausted else 0)
 
     async def _watch(self, number: int) -> None:
         try:

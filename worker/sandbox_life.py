@@ -100,7 +100,7 @@ class SandboxLife:
         try:
             init = await initialise(process, limit_s)
         except SandboxFault as fault:
-            self._broken(fault)
+            self._broken(fault.message)
             return
         if init is None or self._doomed:
             return
@@ -208,10 +208,10 @@ class SandboxLife:
     async def _guarded(self, call: Coroutine[Any, Any, None]) -> None:
         try:
             await call
-        except SandboxFault as fault:
-            self._broken(fault)
+        except (SandboxFault, TimeoutError) as fault:
+            self._broken(str(fault) or "it could not be frozen in time")
 
-    def _broken(self, fault: SandboxFault) -> None:
+    def _broken(self, reason: str) -> None:
         if not self._doomed:
-            _log.error("sandbox broken", sandbox=self.order.sandbox, fault=fault.message)
-            self._feed(m.SandboxBroken(sandbox=self.order.sandbox, reason=fault.message, cause=self.order.cause))
+            _log.error("sandbox broken", sandbox=self.order.sandbox, reason=reason)
+            self._feed(m.SandboxBroken(sandbox=self.order.sandbox, reason=reason, cause=self.order.cause))

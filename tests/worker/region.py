@@ -6,24 +6,24 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from chassis.certificates import TlsFiles
+from chassis.clock import Clock
 from chassis.config import NodeConfig
 from chassis.faults import Fault
 from chassis.memory_network import Fabric
 from chassis.rpc import Caller, Handlers
 from protos import common_pb2, counting_pb2, counting_rpc, frontend_pb2, frontend_rpc, worker_pb2, worker_rpc
-from simulation.loop import VirtualClock, VirtualLoop
 from simulation.sandbox_driver import MemoryDriver
 from worker.config import WorkerConfig
 from worker.logs import MemoryFiles
+from worker.sandbox.driver import SandboxDriver
 from worker.service import WorkerService
 
 ARCHIVE = b"PK code of a function"
-SHA = hashlib.sha256(ARCHIVE).hexdigest()
 Frame = worker_pb2.InvokeFrame
 Order = worker_pb2.ManagerOrder
 HELLO = common_pb2.FunctionId(account="000000000000", function="hello", version="$LATEST", revision=1)
@@ -147,16 +147,21 @@ class Answer:
 
 
 class Region:
-    def __init__(self, loop: VirtualLoop, *, driver: MemoryDriver | None = None, **config) -> None:
-        self.clock = VirtualClock(loop)
+    def __init__(
+        self, clock: Clock, *, driver: SandboxDriver | None = None, archive: bytes = ARCHIVE,
+        scratch: Callable[[], BinaryIO] = io.BytesIO, **config,
+    ) -> None:
+        self.clock = clock
         self.fabric = Fabric()
         self.ledger = Ledger()
-        self.driver = driver or MemoryDriver()
+        self.driver: Any = driver or MemoryDriver()
         self.fetches = 0
-        self.archive = ARCHIVE
+        self.archive = archive
+        self.sha256 = hashlib.sha256(archive).hexdigest()
+        self.size = len(archive)
         self.worker = WorkerService(
             worker_config(**config), network=self.fabric.network(caller("worker", "worker-1")), driver=self.driver,
-            clock=self.clock, rng=random.Random(1), log_files=MemoryFiles(), scratch=io.BytesIO,
+            clock=self.clock, rng=random.Random(1), log_files=MemoryFiles(), scratch=scratch,
         )
 
     async def __aenter__(self) -> Self:
@@ -188,8 +193,8 @@ class Region:
     async def fetch(self, request, _) -> AsyncIterator[frontend_pb2.CodeChunk]:
         self.fetches += 1
         assert request.ticket.sha256
-        for start in range(0, len(self.archive), 8):
-            yield frontend_pb2.CodeChunk(data=self.archive[start:start + 8])
+        for start in range(0, len(self.archive), 1024):
+            yield frontend_pb2.CodeChunk(data=self.archive[start:start + 1024])
 
     async def order(self, **order) -> None:
         await self.manager.send(Order(lease=1, **order))
@@ -201,13 +206,16 @@ class Region:
             if event.WhichOneof("event") == kind:
                 return getattr(event, kind)
 
-    async def create(self, sandbox="s1", handler="echo", timeout_s=3, memory_mb=128, on_demand=True, **config) -> None:
+    async def create(
+        self, sandbox="s1", handler="echo", timeout_s=3, memory_mb=128, on_demand=True,
+        runtime="python3.11", **config,
+    ) -> None:
         settings = worker_pb2.FunctionConfig(
-            arn="arn:aws:lambda:us-east-1:000000000000:function:hello", runtime="python3.11", handler=f"app.{handler}",
-            memory_mb=memory_mb, timeout_s=timeout_s, tmp_mb=512, code_sha256=SHA, code_size=len(ARCHIVE),
+            arn="arn:aws:lambda:us-east-1:000000000000:function:hello", runtime=runtime, handler=f"app.{handler}",
+            memory_mb=memory_mb, timeout_s=timeout_s, tmp_mb=512, code_sha256=self.sha256, code_size=self.size,
             region="us-east-1", **config,
         )
-        ticket = worker_pb2.CodeTicket(sha256=SHA, size=len(ARCHIVE), addresses=["nobody:1", "frontend:1"])
+        ticket = worker_pb2.CodeTicket(sha256=self.sha256, size=self.size, addresses=["nobody:1", "frontend:1"])
         await self.order(create=Order.Create(
             sandbox=sandbox, function=HELLO, config=settings, ticket=ticket, sequence=1, cause="cold", deadline_s=60,
             on_demand=on_demand,
@@ -231,4 +239,18 @@ class Region:
 
     async def invoke(self, invocation="i1", **fields) -> Answer:
         await self.client.send(Frame(invocation=invocation, start=self.start(**fields)))
+        return await self.client.answer(invocation)
+
+    async def send_whole(self, invocation: str, payload: bytes, **fields) -> Answer:
+        """A payload in chunks, as credit allows."""
+        await self.client.send(Frame(invocation=invocation, start=self.start(payload=b"", size=len(payload), **fields)))
+        sent, window = 0, 256 * 1024
+        while sent < len(payload):
+            data = payload[sent:sent + min(65536, window)]
+            sent += len(data)
+            window -= len(data)
+            chunk = Frame.Chunk(data=data, last=sent == len(payload))
+            await self.client.send(Frame(invocation=invocation, chunk=chunk))
+            while window == 0:
+                window += (await self.client.next(invocation)).credit.bytes
         return await self.client.answer(invocation)

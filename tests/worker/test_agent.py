@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from simulation.loop import run
+from simulation.loop import VirtualClock, run
 from tests.worker.region import SESSION, Frame, Order, Region
 
 
@@ -16,7 +16,7 @@ def in_region(**config):
         @functools.wraps(scenario)
         def test():
             async def main(loop):
-                async with Region(loop, **config) as region:
+                async with Region(VirtualClock(loop), **config) as region:
                     await scenario(region)
             run(main)
         del test.__wrapped__  # pytest must not see the scenario's parameter
@@ -161,17 +161,7 @@ async def test_slow_init_runs_on_under_the_functions_timeout(region):
 async def test_six_megabytes_each_way(region):
     await region.ready(handler="echo")
     payload = b'"' + b"x" * (6 * 1024 * 1024 - 2) + b'"'
-    await region.client.send(start_frame("i1", region.start(payload=b"", size=len(payload))))
-    window = 256 * 1024
-    sent = 0
-    while sent < len(payload):
-        data = payload[sent:sent + min(65536, window)]
-        sent += len(data)
-        window -= len(data)
-        await region.client.send(Frame(invocation="i1", chunk=Frame.Chunk(data=data, last=sent == len(payload))))
-        while window == 0:
-            window += (await region.client.next("i1")).credit.bytes
-    answer = await region.client.answer("i1")
+    answer = await region.send_whole("i1", payload)
     assert answer.body == payload
     assert answer.kinds[-2:] == ["result", "end"]
 
@@ -313,7 +303,7 @@ def test_two_runs_are_the_same():
         lines: list[str] = []
 
         async def main(loop):
-            async with Region(loop) as region:
+            async with Region(VirtualClock(loop)) as region:
                 await region.ready()
                 await region.invoke("i1")
                 await region.invoke("i2")
