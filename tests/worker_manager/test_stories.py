@@ -129,6 +129,8 @@ def test_a_kept_or_unused_reservation_is_taken_back(story):
         (1.361, raised("a", 2)),
         "Reserved and never started.",
         (2.0, reserve("b")),
+        "Idle without a run before it says nothing about this holder.",
+        (2.1, idle("a", 3)),
         (7.0, Tick()),
         (7.0, raised("a", 4)),
         "The frontend goes: what it keeps is taken back, what it runs goes on.",
