@@ -61,8 +61,9 @@ def test_a_cold_start_then_warm(story):
         "The frontend lingers, then lets go; the next request finds it idle.",
         (1.12, release("a", 1)),
         (2.0, reserve("b", frontend=OTHER)),
-        "A late word about the first holder changes nothing.",
-        (2.0, idle("a", sequence=1)),
+        "Late words about the first holder change nothing.",
+        (2.0, busy("a", sequence=1)), (2.0, idle("a", sequence=1)),
+        (3.0, Tick()),
     ])
 
 
@@ -129,6 +130,9 @@ def test_a_kept_or_unused_reservation_is_taken_back(story):
         (1.361, raised("a", 2)),
         "Reserved and never started.",
         (2.0, reserve("b")),
+        "Idle without a run before it says nothing about this holder.",
+        (2.1, idle("a", 3)),
+        (3.0, Tick()),
         (7.0, Tick()),
         (7.0, raised("a", 4)),
         "The frontend goes: what it keeps is taken back, what it runs goes on.",

@@ -79,6 +79,7 @@ class Walk(RuleBasedStateMachine):
         self.held = {}              # (frontend, sandbox) -> Reserved
         self.revision = dict.fromkeys(FUNCTIONS, 1)
         self.served = {}            # sandbox -> function key
+        self.given: dict[tuple[str, int], int] = {}
         self.feed(RoleGiven(active=True, term=1))
         self.feed(RegionSeen(owners_version=1, owners=(ME,)))
 
@@ -94,6 +95,9 @@ class Walk(RuleBasedStateMachine):
                 event = self.waiting.pop(effect.cause)
                 assert event.frontend == effect.frontend
                 assert self.served.setdefault(effect.sandbox, event.function) == event.function, "invariant 8"
+                before = self.given.get((effect.sandbox, effect.lease), 0)
+                assert effect.sequence > before, "invariant 7: one sequence was given to two holders"
+                self.given[effect.sandbox, effect.lease] = effect.sequence
                 self.held[effect.frontend, effect.sandbox] = effect
             case Refused():
                 del self.waiting[effect.cause]
