@@ -26,8 +26,10 @@ def main() -> int:
         sys.stderr.write("".join(f"set-up: {line}\n" for line in missing))
         return 1
     make_environment()
-    # It looks at its own stamps, and returns at once when nothing changed.
-    return subprocess.call([str(VENV_PYTHON), str(ROOT / "deploy" / "make_runtimes.py")], cwd=str(ROOT))
+    # Both look at what is there already, and return at once when nothing changed.
+    return make_runtimes() or subprocess.call(
+        [str(VENV_PYTHON), "-c", "from worker.sandbox.host import make_init; make_init()"], cwd=str(ROOT)
+    )
 
 
 def lacks() -> "list[str]":
@@ -46,6 +48,17 @@ def lacks() -> "list[str]":
     if sys.platform != "linux":
         missing.append("labda needs Linux: its sandboxes are made of namespaces and cgroups")
     return missing
+
+
+def make_runtimes() -> int:
+    """Shows what is built; what is up to date is no news."""
+    argv = [str(VENV_PYTHON), "-u", str(ROOT / "deploy" / "make_runtimes.py")]
+    with subprocess.Popen(argv, cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True) as process:
+        for line in process.stdout or ():
+            if not line.rstrip().endswith("up to date"):
+                sys.stdout.write(line)
+                sys.stdout.flush()
+    return process.returncode
 
 
 def make_environment() -> None:

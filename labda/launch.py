@@ -5,11 +5,12 @@ Owns what each service is told. Refuses to know how a process is watched (``labd
 
 import contextlib
 import hashlib
+import os
 import random
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from labda.region import OPERATOR
 from labda.state import Credentials, State
 from labda.topology import Member, Topology
 from placement.config import PlacementConfig
+from worker.config import WorkerConfig
 from worker_manager.config import ManagerConfig
 
 REGION = "us-east-1"
@@ -33,6 +35,11 @@ ACCOUNT = "000000000000"
 LOOPBACK = "127.0.0.1"
 # Below the kernel's range for outgoing connections: a seed that is started again must find its port free.
 SEED_PORTS = range(20_000, 32_000)
+UIDS_FIRST = 100_000_000
+UIDS_PER_WORKER = 2002      # two for each of 1,000 sandboxes, and two more
+WORKERS_MAX = 180
+CLUSTERS = 5_000
+MEMORY_MB_MIN = 1024
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -110,6 +117,11 @@ def settings(plan: Plan, member: Member) -> Any:
                 node=node, counting=tuple(plan.counting.values()), store=plan.store, listen=plan.listen,
                 key_file=str(plan.state.data_key), http=f"{LOOPBACK}:0",
             )
+        case "worker":
+            return WorkerConfig(
+                node=node, counting=tuple(plan.counting.values()), memory_mb=worker_memory_mb(plan.topology),
+                state_dir=str(folder), runtimes_dir=str(plan.runtimes), uid_base=uid_base(plan, member),
+            )
         case service:
             raise AssertionError(f"no process of {service} is part of a topology")
 
@@ -157,11 +169,17 @@ async def root_credentials(plan: Plan) -> Credentials:
     return plan.state.credentials()
 
 
-def worker_slot(state: State, members: Iterable[Member], member: Member) -> tuple[str, int]:
-    """A name and a number that no worker of another cluster on this machine has: for cgroups and user ids."""
-    digest = hashlib.sha256(state.name.encode()).hexdigest()
-    workers = [other.node for other in members if other.service == "worker"]
-    return f"{digest[:8]}-{member.node}", int(digest[:8], 16) % 5_000 * 180 + workers.index(member.node)
+def uid_base(plan: Plan, member: Member) -> int:
+    """The first of a range of user ids that no worker of another cluster on this machine uses (very likely)."""
+    cluster = int(hashlib.sha256(plan.state.name.encode()).hexdigest()[:8], 16) % CLUSTERS
+    workers = [other.node for other in plan.topology.members() if other.service == "worker"]
+    return UIDS_FIRST + (cluster * WORKERS_MAX + workers.index(member.node)) * UIDS_PER_WORKER
+
+
+def worker_memory_mb(topology: Topology) -> int:
+    """Three quarters of the machine, shared by the pretend hosts."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return max(MEMORY_MB_MIN, total * 3 // 4 // (topology.azs * topology.workers_per_az))
 
 
 # ---------------------------------------------------------------- certificates and files

@@ -1,6 +1,6 @@
 """How long an invocation took, and where the time of a cold one went, in words.
 
-The frontend measures; it answers ``x-labda-phases: permit=0;place=1;...`` (milliseconds) to who asks by
+The frontend measures; it answers ``x-labda-phases: permit=0,place=1,...`` (milliseconds) to who asks by
 ``x-labda-explain: 1``. The whole is measured here, at the client.
 """
 
@@ -21,7 +21,7 @@ def describe(answer: Answer) -> str:
 
 def parse(header: str) -> dict[str, float]:
     phases = {}
-    for item in header.split(";"):
+    for item in header.split(","):
         name, separator, value = item.strip().partition("=")
         if separator:
             phases[name] = float(value)

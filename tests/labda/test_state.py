@@ -140,9 +140,9 @@ def test_output_without_a_terminal_is_plain(capsys):
 
 
 def test_phases_in_words():
-    headers = {"x-labda-phases": "permit=0.01;place=1.2;code=3;sandbox=9;runtime=45;init=2;run=1"}
+    headers = {"x-labda-phases": "permit=0.01,place=1.2,code=3,sandbox=9,runtime=45,init=2,run=1"}
     assert describe(Answer(200, headers, b"", 0.0612)) == (
         "cold 61 ms (permit 0, place 1, code 3, sandbox 9, runtime 45, init 2, run 1)"
     )
-    assert describe(Answer(200, {"x-labda-phases": "permit=0;run=0.5"}, b"", 0.00092)) == "warm 0.9 ms"
+    assert describe(Answer(200, {"x-labda-phases": "permit=0,run=0.5"}, b"", 0.00092)) == "warm 0.9 ms"
     assert parse("") == {}
