@@ -38,7 +38,7 @@ async def test_a_memory_bomb_is_told_and_contained(ground: Ground) -> None:
 
 
 async def test_a_process_bomb_stops_at_its_limit(ground: Ground) -> None:
-    made = await ground.running(memory_mb=512)
+    made = await ground.running(memory_mb=3008)
     count, number = await made.probe(
         "import os, time\n"
         "pids, number = [], 0\n"
@@ -98,7 +98,8 @@ async def test_the_user_is_nobody_special(ground: Ground) -> None:
         "out['cwd'] = os.getcwd()\n"
         "out['nofile'] = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "out['core'] = resource.getrlimit(resource.RLIMIT_CORE)\n"
-        "out['fds'] = sorted(int(n) for n in os.listdir('/proc/self/fd'))\n"
+        "out['fds'] = [os.readlink('/proc/self/fd/' + n) for n in os.listdir('/proc/self/fd')"
+        " if os.path.exists('/proc/self/fd/' + n) or int(n) < 3]\n"
         "out['home'] = os.listdir('/')\n"
     )
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
@@ -109,8 +110,7 @@ async def test_the_user_is_nobody_special(ground: Ground) -> None:
     assert status["Groups"] == []
     assert (status["user"], status["cwd"]) == ("sbx_user1051", "/var/task")
     assert (status["nofile"], status["core"]) == ([1024, 1024], [0, 0])
-    assert status["fds"][:3] == [0, 1, 2]
-    assert len(status["fds"]) <= 5      # the Runtime API's connection and the listing itself
+    assert {name.split(":")[0] for name in status["fds"]} <= {"/dev/null", "pipe", "socket", "anon_inode"}
     assert not {"root", "home", "work", "boot", "sys.d"} & set(status["home"])
 
 

@@ -187,15 +187,23 @@ async def test_a_spawners_death_ends_every_sandbox_and_the_next_one_sweeps(tmp_p
         async with asyncio.timeout(5):
             await waiter
     assert first.driver.ended
+    await first.driver.close()
     await asyncio.to_thread(first.process.wait, 5)
     second = await start_ground(tmp_path / "state", name="test-swept")
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in pids if _alive(pid)]
     assert list(Path("/sys/fs/cgroup").glob("*/labda-test-swept/*/")) == []
     assert await second.driver.has_code(made.sandbox.spec.code)
     await second.driver.close()
     assert await asyncio.to_thread(second.process.wait, 5) == 0
     assert left_behind("test-swept") == []
     assert loops_of(first.config) == []
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _children(pid: int) -> list[int]:
