@@ -199,7 +199,8 @@ def install_packages(name: str, target: Path) -> None:
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes",
         "--no-deps", "--only-binary", ":all:", "--no-compile", "--target", str(target),
-        "--python-version", name.removeprefix("python"), "--implementation", "cp", *[word for p in platforms for word in ("--platform", p)], "-r", str(LOCK),
+        "--python-version", name.removeprefix("python"), "--implementation", "cp",
+        *[word for p in platforms for word in ("--platform", p)], "-r", str(LOCK),
     ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:

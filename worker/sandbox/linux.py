@@ -55,7 +55,7 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 
 
 def bind(source: str, target: str, flags: int) -> None:
-    """Binds `source` and gives the new mount `flags` (MS_RDONLY and the like), in the two calls that it takes."""
+    """Binds `source`; the new mount gets `flags` (MS_RDONLY and the like) in the second call that it takes."""
     mount(source, target, "", MS_BIND)
     if flags:
         mount("", target, "", MS_REMOUNT | MS_BIND | flags)
