@@ -51,13 +51,18 @@ class ConfigFault(Fault):
 def load(kind: type[Config], path: Path) -> Config:
     """Reads ``path`` into ``kind``. Raises ConfigFault."""
     try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigFault(f"can't read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigFault(f"{path} is not TOML: {error}") from error
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigFault(f"can't read the configuration {path}: {error}") from error
+    return parse(kind, text, str(path))
+
+
+def parse(kind: type[Config], text: str, path: str) -> Config:
+    """``text``, which came from ``path``, as ``kind``. Raises ConfigFault."""
     try:
-        return _build(kind, table, "")
+        return _build(kind, tomllib.loads(text), "")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigFault(f"{path} is not TOML: {error}") from error
     except ConfigFault as fault:
         raise ConfigFault(f"{path}: {fault.message}") from None
 

@@ -54,7 +54,8 @@ class Agent:
 
     def __init__(
         self, core: WorkerCore, *, driver: SandboxDriver, logs: FunctionLogs, timing: Timing, rng: random.Random,
-        clock: Clock, tasks: Tasks, log_bytes_per_invocation: int, trace: Trace | None = None, check: bool = False,
+        clock: Clock, tasks: Tasks, log_bytes_per_invocation: int, end_process: Callable[[], None],
+        trace: Trace | None = None, check: bool = False,
     ) -> None:
         self.core = core
         self.lives: dict[str, SandboxLife] = {}
@@ -67,6 +68,7 @@ class Agent:
         self._clock = clock
         self._tasks = tasks
         self._log_bytes = log_bytes_per_invocation
+        self._end_process = end_process
         self._under: dict[str, _Under] = {}
         self._asked: dict[tuple[int, str], _Under] = {}     # while the core decides
         self._streams: dict[int, InvokeStream] = {}
@@ -167,6 +169,9 @@ class Agent:
                 self.left.set()
             case m.Drained():
                 self.drained.set()
+            case m.EndProcess():
+                _log.error("this worker must end", reason=effect.reason)
+                self._end_process()
             case _:
                 assert_never(effect)
 

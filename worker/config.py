@@ -14,6 +14,7 @@ class WorkerConfig:
     memory_mb: int                          # for all sandboxes together
     state_dir: str                          # code cache, images of /tmp, function logs
     runtimes_dir: str                       # what deploy/make_runtimes.py built
+    name: str = ""                          # of its control groups, unique on this machine; empty: the node's
     uid_base: int = 200_000                 # first host uid of sandboxes; workers of one machine need disjoint ranges
     agent_uid: int = 64_000                 # the agent's user and group, without privileges
     sandboxes_max: int = 1000
@@ -36,6 +37,8 @@ class WorkerConfig:
             raise ValueError(f"renew_s is {self.renew_s}: authority lasts 120 s, renew every 30 s at the latest")
         if not self.counting:
             raise ValueError("counting is empty: name at least one member of the ledger")
+        if not 1 <= self.sandboxes_max <= 10_000:
+            raise ValueError(f"sandboxes_max is {self.sandboxes_max}, allowed are 1 to 10000")
         for name in ("state_dir", "runtimes_dir"):
             if not getattr(self, name).startswith("/"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, an absolute path is needed")

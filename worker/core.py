@@ -308,6 +308,7 @@ class WorkerCore:
                 self._unapplied_ends.pop(event.invocation, None)
             case m.Evicted():
                 self.authority.evicted = True
+                self._do(m.EndProcess(reason="counting evicted this incarnation", cause=event.cause))
             case _:
                 assert_never(event)
 

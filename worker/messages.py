@@ -505,7 +505,15 @@ class Drained:
     cause: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndProcess:
+    """This incarnation may do nothing more: another one must take its place."""
+
+    reason: str
+    cause: str = ""
+
+
 Effect = (
     TellManager | BuildSandbox | DestroySandbox | StartInvocation | RefuseStart | TellEnd | AcknowledgeFence | ReportEnd
-    | LoadChanged | LeaveCounting | Drained
+    | LoadChanged | LeaveCounting | Drained | EndProcess
 )

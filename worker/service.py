@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, BinaryIO, Protocol
 
 import structlog
@@ -41,11 +41,15 @@ class ScratchFiles(Protocol):
 
 
 class WorkerService:
-    """One worker's agent. ``start`` serves; ``drain`` gives everything back."""
+    """One worker's agent. ``start`` serves; ``drain`` gives everything back.
+
+    ``end_process`` is called when this incarnation may do nothing more: it must lead to ``drain`` and to a new process.
+    """
 
     def __init__(
         self, config: WorkerConfig, *, network: Network, driver: SandboxDriver, clock: Clock, rng: random.Random,
-        log_files: LogFiles, scratch: ScratchFiles, pid: int = 0, trace: Trace | None = None,
+        log_files: LogFiles, scratch: ScratchFiles, end_process: Callable[[], None],
+        pid: int = 0, trace: Trace | None = None,
     ) -> None:
         self.config = config
         node = config.node
@@ -55,6 +59,7 @@ class WorkerService:
         self._clock = clock
         self._rng = rng
         self._scratch = scratch
+        self._end_process = end_process
         self._pid = pid
         self._trace = trace
         self._tasks = Tasks()
@@ -78,7 +83,7 @@ class WorkerService:
         self.agent = agent = Agent(
             core, driver=self._driver, logs=self.logs, timing=timing, rng=self._rng, clock=self._clock,
             tasks=self._tasks, log_bytes_per_invocation=config.log_bytes_per_invocation, trace=self._trace,
-            check=node.check,
+            check=node.check, end_process=self._end_process,
         )
         self._counting = CountingLinks(
             network=self._network, members=config.counting, clock=self._clock, incarnation=self.incarnation,

@@ -15,7 +15,7 @@ from chassis.clock import Clock
 from chassis.config import NodeConfig
 from chassis.faults import Fault
 from chassis.memory_network import Fabric
-from chassis.rpc import Caller, Handlers
+from chassis.rpc import Caller, Handlers, Network
 from protos import common_pb2, counting_pb2, counting_rpc, frontend_pb2, frontend_rpc, worker_pb2, worker_rpc
 from simulation.sandbox_driver import MemoryDriver
 from worker.config import WorkerConfig
@@ -156,35 +156,52 @@ class Region:
         self.ledger = Ledger()
         self.driver: Any = driver or MemoryDriver()
         self.fetches = 0
+        self.ended = asyncio.Event()
         self.archive = archive
         self.sha256 = hashlib.sha256(archive).hexdigest()
         self.size = len(archive)
         self.worker = WorkerService(
             worker_config(**config), network=self.fabric.network(caller("worker", "worker-1")), driver=self.driver,
             clock=self.clock, rng=random.Random(1), log_files=MemoryFiles(), scratch=scratch,
+            end_process=self.ended.set,
         )
 
     async def __aenter__(self) -> Self:
-        counting = self.fabric.network(caller("counting"))
-        await counting.serve("counting:1", self.ledger.handlers())
-        frontend = self.fabric.network(caller("frontend"))
-        handlers = Handlers()
-        handlers.fetch(frontend_rpc.FETCH, self.fetch)
-        await frontend.serve("frontend:1", handlers)
+        await self.serve()
         await self.worker.start()
-        channel = self.fabric.network(caller("worker_manager")).connect("h1:7000", service="worker")
-        self.manager: Any = channel.stream(worker_rpc.MANAGE)
-        await self.manager.send(Order(lease=1, adopt=Order.Adopt(manager="m1", lease=1, lasts_s=36000)))
-        self.inventory = (await self.news("inventory"))
-        await asyncio.sleep(0.1)  # virtual: counting has been joined
-        self.client = await self.connect()
+        await self.meet("h1:7000")
         return self
 
     async def __aexit__(self, *exc) -> None:
         await self.worker.close()
 
+    def network(self, caller: Caller) -> Network:
+        return self.fabric.network(caller)
+
+    async def serve(self, counting="counting:1", frontend="frontend:1") -> None:
+        """The parts that the test plays: a member of the ledger, and a frontend that has the code."""
+        ledger = await self.network(caller("counting")).serve(counting, self.ledger.handlers())
+        handlers = Handlers()
+        handlers.fetch(frontend_rpc.FETCH, self.fetch)
+        served = await self.network(caller("frontend")).serve(frontend, handlers)
+        self.servers = [ledger, served]
+        self.code_addresses = ["nobody:1", served.address]
+
+    async def meet(self, address: str) -> None:
+        """Adopts the worker at an address and opens a frontend's stream to it."""
+        self.address = address
+        channel = self.network(caller("worker_manager")).connect(address, service="worker")
+        self.manager: Any = channel.stream(worker_rpc.MANAGE)
+        await self.manager.send(Order(lease=1, adopt=Order.Adopt(manager="m1", lease=1, lasts_s=36000)))
+        self.inventory = await self.news("inventory")
+        async with asyncio.timeout(5):
+            while not any(message.HasField("renew") for message in self.ledger.heard):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # the answer to that renewal is on its way
+        self.client = await self.connect()
+
     async def connect(self, node: str = "frontend-1") -> Client:
-        channel = self.fabric.network(caller("frontend", node)).connect("h1:7000", service="worker")
+        channel = self.network(caller("frontend", node)).connect(self.address, service="worker")
         client = Client(channel.stream(worker_rpc.INVOKE))
         await client.send(Frame(hello=Frame.Hello(frontend=node)))
         await client.welcome
@@ -215,7 +232,7 @@ class Region:
             memory_mb=memory_mb, timeout_s=timeout_s, tmp_mb=512, code_sha256=self.sha256, code_size=self.size,
             region="us-east-1", **config,
         )
-        ticket = worker_pb2.CodeTicket(sha256=self.sha256, size=self.size, addresses=["nobody:1", "frontend:1"])
+        ticket = worker_pb2.CodeTicket(sha256=self.sha256, size=self.size, addresses=self.code_addresses)
         await self.order(create=Order.Create(
             sandbox=sandbox, function=HELLO, config=settings, ticket=ticket, sequence=1, cause="cold", deadline_s=60,
             on_demand=on_demand,
@@ -226,11 +243,11 @@ class Region:
         return await self.news("ready")
 
     def start(self, sandbox="s1", payload=b"{}", sequence=1, size=None, deadline_s=60.0, lease=1, **fields):
-        incarnation = common_pb2.Incarnation(host="h1", nonce=self.worker.incarnation.nonce)
         pool = common_pb2.Pool(account="000000000000", kind=common_pb2.Pool.UNRESERVED)
         return Frame.Start(
             reservation=common_pb2.Reservation(
-                worker="worker-1", incarnation=incarnation, lease=lease, sandbox=sandbox, sequence=sequence
+                worker="worker-1", incarnation=self.inventory.incarnation, lease=lease, sandbox=sandbox,
+                sequence=sequence,
             ),
             block=common_pb2.BlockId(session=SESSION, pool=pool), function=HELLO, deadline_s=deadline_s,
             invoked_arn="arn:aws:lambda:us-east-1:000000000000:function:hello", payload=payload,

@@ -29,6 +29,9 @@ from worker.runtime_api.states import (
 CONNECTIONS_MAX = 32
 STREAMED_BYTES_MAX = 200 * 1024 * 1024
 _PREFIX = "/2018-06-01/"
+# awslambdaric ends its process on a 413, and Lambda keeps the environment of a result that was too large: its posts are
+# accepted. The client gets Function.ResponseSizeTooLarge either way.
+_DIES_OF_REFUSALS = "aws-lambda-python/"
 _INVOCATION = re.compile(r"/2018-06-01/runtime/invocation/([^/]{1,128})/(response|error)")
 _ERROR_TYPE = re.compile(r"(Runtime|Function)\.[A-Z][a-zA-Z]+")
 
@@ -186,6 +189,8 @@ class RuntimeSession:
         self._step(BodyDone)
         if oversized:
             self._events.oversized()
+            if connection.header(b"user-agent").startswith(_DIES_OF_REFUSALS):
+                return answers.ACCEPTED
             return answers.refusal(
                 413, "RequestEntityTooLarge", f"Exceeded maximum allowed payload size ({BODY_BYTES_MAX} bytes)."
             )
