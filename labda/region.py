@@ -6,6 +6,7 @@ Owns the operator's connections. Everything comes by RPC under the operator's ce
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+from chassis import logs
 from chassis.certificates import Tls, TlsFiles
 from chassis.clock import SystemClock
 from chassis.directory import Directory
@@ -70,6 +71,7 @@ class Region:
 @contextlib.asynccontextmanager
 async def opened(state: State, placements: Sequence[str]) -> AsyncIterator[Region]:
     """Follows the region's view while inside. The first view may not be there yet: ``wait``."""
+    logs.configure(service="labda", node=OPERATOR, level="error")  # a peer that is away is no news on standard output
     files = TlsFiles(
         authority=str(state.authority), certificate=str(state.certificate(OPERATOR)), key=str(state.key(OPERATOR))
     )

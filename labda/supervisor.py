@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chassis import logs
 from labda import endpoint, launch
 from labda.children import Child, Children, end_leftovers, identify
 from labda.console import Console
@@ -274,7 +273,6 @@ def _count(number: int, noun: str) -> str:
 
 def supervise(state: State, options: Options, console: Console) -> None:
     """Blocks until the cluster was ended. Raises Refusal."""
-    logs.configure(service="labda", node="supervisor", level="error")
     state.prepare()
     with state.lock():
         asyncio.run(Supervisor(state, options, console).run())

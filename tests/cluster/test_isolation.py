@@ -32,7 +32,7 @@ def handler(event, context):
         "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
         "effective": status["CapEff"].strip(), "bounding": status["CapBnd"].strip(),
         "no_new_privs": status["NoNewPrivs"].strip(), "seccomp": status["Seccomp"].strip(),
-        "interfaces": sorted(name for _, name in socket.if_nameindex()),
+        "interfaces": [line.split(":")[0].strip() for line in read("/proc/net/dev").splitlines()[2:]],
         "root": sorted(os.listdir("/")),
         "writes": {path: write(path) for path in ("/var/task/x", "/var/runtime/x", "/opt/x", "/etc/x", "/x", "/tmp/x")},
         "shadow": read("/etc/shadow"), "kcore": read("/proc/kcore"), "sysrq": write("/proc/sysrq-trigger"),
@@ -40,8 +40,8 @@ def handler(event, context):
         "nofile": resource.getrlimit(resource.RLIMIT_NOFILE), "core": resource.getrlimit(resource.RLIMIT_CORE),
         "internet": connect("1.1.1.1", 53), "metadata": connect("169.254.169.254", 80),
         "peers": [connect("127.0.0.1", port) for port in event["ports"]],
-        "user": read("/etc/passwd"), "hosts": sorted(os.listdir("/proc/sys/kernel"))[:0],
-        "statvfs": os.statvfs("/tmp").f_blocks * os.statvfs("/tmp").f_frsize,
+        "user": read("/etc/passwd"),
+        "tmp_bytes": os.statvfs("/tmp").f_bavail * os.statvfs("/tmp").f_frsize,
     }
 '''
 
@@ -79,7 +79,7 @@ def test_it_sees_its_own_processes_only(seen):
 def test_only_tmp_is_writable(seen):
     writable = {path for path, outcome in seen["writes"].items() if outcome == "written"}
     assert writable == {"/tmp/x"}
-    assert 500 << 20 < seen["statvfs"] <= 512 << 20
+    assert seen["tmp_bytes"] == pytest.approx(538_333_184, rel=0.03)  # what AWS gives for 512 MB
 
 
 def test_the_hosts_files_are_not_there(seen):
