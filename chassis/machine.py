@@ -9,6 +9,7 @@ import enum
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from chassis.clock import Clock
@@ -93,6 +94,13 @@ class Trace:
 
     def close(self) -> None:
         self._file.close()
+
+
+def open_trace(path: str, node: str) -> Trace | None:
+    """The trace of a real process: written line by line for its whole life. None for an empty path."""
+    if not path:
+        return None
+    return Trace(Path(path).open("a", buffering=1), node)  # it ends with the process
 
 
 def as_json(value: Any) -> Any:

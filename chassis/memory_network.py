@@ -39,7 +39,8 @@ class Fabric:
         self.link = link or Link()
         self._servers: dict[str, _MemoryServer] = {}
         self._next_port = 1
-        self._streams: set[_Pipe] = set()
+        self.pipes: dict[_Pipe, None] = {}  # open streams in order of opening: a crash breaks them in that order
+        self._down: set[str] = set()
 
     def network(self, caller: Caller) -> "MemoryNetwork":
         return MemoryNetwork(self, caller)
@@ -59,6 +60,21 @@ class Fabric:
 
     def unlisten(self, address: str) -> None:
         self._servers.pop(address, None)
+
+    def crash(self, node: str) -> None:
+        """The process ``node`` is gone as with kill -9: what it served and dialled breaks, it opens nothing."""
+        self._down.add(node)
+        for server in [server for server in self._servers.values() if server.owner.node == node]:
+            server.crash()
+        for pipe in [pipe for pipe in self.pipes if pipe.dialler == node]:
+            pipe.break_off()
+
+    def revive(self, node: str) -> None:
+        """A new process of that name may use the network."""
+        self._down.discard(node)
+
+    def is_down(self, node: str) -> bool:
+        return node in self._down
 
 
 class MemoryNetwork:
@@ -81,13 +97,13 @@ class _MemoryServer:
         self.address = address
         self.owner = owner
         self.handlers = handlers
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.pipes: set[_Pipe] = set()
+        self.tasks: dict[asyncio.Task[None], None] = {}
+        self.pipes: dict[_Pipe, None] = {}
 
     def run(self, coroutine: Any) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(coroutine)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.tasks[task] = None
+        task.add_done_callback(lambda done: self.tasks.pop(done, None))
         return task
 
     async def close(self, grace_s: float) -> None:
@@ -114,10 +130,9 @@ class _MemoryChannel:
         self._address = address
         self._service = service
         self._node = node
-        self._streams: set[_Pipe] = set()
 
     def _dial(self, method: Method[Any, Any]) -> tuple[_MemoryServer, Any]:
-        server = self._fabric.server(self._address)
+        server = None if self._fabric.is_down(self._caller.node) else self._fabric.server(self._address)
         if server is None:
             raise Fault(f"{method.name} at {self._node or self._service} at {self._address}: nobody listens")
         if server.owner.service != self._service or (self._node and server.owner.node != self._node):
@@ -162,7 +177,7 @@ class _MemoryChannel:
             pipe.break_off(fault)
             return pipe.client
         pipe.peer = server.owner.node
-        server.pipes.add(pipe)
+        server.pipes[pipe] = self._fabric.pipes[pipe] = None
 
         async def serve() -> None:
             fault: Fault | None = None
@@ -174,7 +189,8 @@ class _MemoryChannel:
                 pipe.break_off()
                 raise
             finally:
-                server.pipes.discard(pipe)
+                server.pipes.pop(pipe, None)
+                self._fabric.pipes.pop(pipe, None)
             pipe.end(fault)
 
         server.run(serve())

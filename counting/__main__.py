@@ -11,6 +11,7 @@ from chassis.certificates import Tls
 from chassis.clock import SystemClock
 from chassis.faults import Fault
 from chassis.grpc_network import GrpcNetwork
+from chassis.machine import open_trace
 from counting.config import CountingConfig
 from counting.raft import member
 from counting.service import CountingService
@@ -31,7 +32,8 @@ def main() -> int:
     async def start() -> CountingService:
         network = GrpcNetwork(Tls.read(settings.node.tls))
         service = CountingService(
-            settings, network=network, clock=SystemClock(), generator=random.SystemRandom(), pid=os.getpid()
+            settings, network=network, clock=SystemClock(), generator=random.SystemRandom(), pid=os.getpid(),
+            trace=open_trace(settings.node.trace, settings.node.node),
         )
         return await service.start()
 

@@ -7,7 +7,7 @@ timers. Refuses to decide anything.
 import asyncio
 import random
 from pathlib import Path
-from typing import Any, TextIO, assert_never
+from typing import Any, assert_never
 
 import structlog
 
@@ -59,7 +59,7 @@ class CountingService:
 
     def __init__(
         self, config: CountingConfig, *, network: Network, clock: Clock, generator: random.Random, durable: bool = True,
-        pid: int = 0,
+        pid: int = 0, trace: Trace | None = None,
     ) -> None:
         self._config = config
         self._pid = pid
@@ -68,14 +68,13 @@ class CountingService:
         self._generator = generator
         self._durable = durable
         self._loop = asyncio.get_running_loop()
-        self._trace_file: TextIO | None = None
         self._ledger = Ledger()
         self._driver: Driver[m.Event, m.Effect] = Driver(
             CountingCore(self._ledger, Timing(
                 suspect_s=config.suspect_s, recall_s=config.recall_s, put_s=config.put_s,
                 authority_s=config.authority_s, grace_s=config.grace_s, drift=config.drift,
             )),
-            clock=clock, perform=self._perform, trace=self._make_trace(), check=config.node.check,
+            clock=clock, perform=self._perform, trace=trace, check=config.node.check,
         )
         self._outboxes: dict[int, Outbox[Any]] = {}
         self._workers: set[int] = set()
@@ -145,8 +144,6 @@ class CountingService:
         if self._wake is not None:
             self._wake.cancel()
         self._raft().close()
-        if self._trace_file is not None:
-            self._trace_file.close()
 
     # ------------------------------------------------------------ Raft
 
@@ -346,9 +343,3 @@ class CountingService:
         if outbox is not None:
             answer.stamp.term, answer.stamp.index = self.core.term, self.core.index
             outbox.put(answer)
-
-    def _make_trace(self) -> Trace | None:
-        if not self._config.node.trace:
-            return None
-        self._trace_file = Path(self._config.node.trace).open("w")  # noqa: SIM115 - closed by drain
-        return Trace(self._trace_file, self._config.node.node)

@@ -16,7 +16,7 @@ from chassis.clock import SystemClock
 from chassis.config import ConfigFault
 from chassis.faults import Fault, FaultCode
 from chassis.grpc_network import GrpcNetwork
-from chassis.machine import Trace
+from chassis.machine import open_trace
 from frontend.api.model import load
 from frontend.auth.keys import WellKnownSecret, refuse_well_known
 from frontend.config import FrontendConfig
@@ -56,17 +56,9 @@ def open_world(config: FrontendConfig) -> tuple[World, Stores]:
     world = World(
         network=GrpcNetwork(Tls.read(config.node.tls)), clock=clock, rng=rng, metadata=stores.metadata,
         blobs=stores.blobs, cipher=cipher, data_key=data_key, model=load(), nonce=rng.getrandbits(63),
-        trace=_trace(config),
+        trace=open_trace(config.node.trace, config.node.node),
     )
     return world, stores
-
-
-def _trace(config: FrontendConfig) -> Trace | None:
-    """The event trace, where one is wanted: written line by line for the process's whole life."""
-    if not config.node.trace:
-        return None
-    file = Path(config.node.trace).open("a", buffering=1)  # noqa: SIM115 - it ends with the process
-    return Trace(file, config.node.node)
 
 
 async def start(config: FrontendConfig) -> Frontend:

@@ -179,6 +179,7 @@ class FrontendService:
     async def close(self) -> None:
         """Ends everything at once; what is held goes back by the workers' word."""
         self.admission.close()
+        await self._settler.close()
         for part in (self.workers, self._managers, self._counting, self._limits, self.directory):
             await part.close()
         await self._tasks.cancel()

@@ -10,7 +10,7 @@ from chassis.certificates import Tls
 from chassis.clock import SystemClock
 from chassis.faults import Fault
 from chassis.grpc_network import GrpcNetwork
-from chassis.machine import Trace
+from chassis.machine import open_trace
 from placement.config import PlacementConfig
 from placement.service import PlacementService
 from storage.open import Stores, open_store
@@ -33,7 +33,7 @@ def main() -> int:
     try:
         settings = config.load(PlacementConfig, Path(path))
         tls = Tls.read(settings.node.tls)
-        trace = _trace(settings)
+        trace = open_trace(settings.node.trace, settings.node.node)
     except (Fault, OSError) as error:
         sys.stderr.write(f"placement: {error}\n")
         return 1
@@ -52,14 +52,6 @@ def main() -> int:
         return Placement(service, stores)
 
     return process.run(settings.node, start)
-
-
-def _trace(settings: PlacementConfig) -> Trace | None:
-    """The event trace, where one is wanted: line by line, so that a killed process leaves all of it."""
-    if not settings.node.trace:
-        return None
-    file = Path(settings.node.trace).open("a", buffering=1)  # noqa: SIM115 - it ends with the process
-    return Trace(file, settings.node.node)
 
 
 if __name__ == "__main__":

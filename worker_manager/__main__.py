@@ -10,7 +10,7 @@ from chassis.certificates import Tls
 from chassis.clock import SystemClock
 from chassis.faults import Fault
 from chassis.grpc_network import GrpcNetwork
-from chassis.machine import Trace
+from chassis.machine import open_trace
 from worker_manager.config import ManagerConfig
 from worker_manager.service import ManagerService
 
@@ -20,7 +20,7 @@ def main() -> int:
     try:
         settings = config.load(ManagerConfig, Path(path))
         tls = Tls.read(settings.node.tls)
-        trace = _trace(settings)
+        trace = open_trace(settings.node.trace, settings.node.node)
     except (Fault, OSError) as error:
         sys.stderr.write(f"worker_manager: {error}\n")
         return 1
@@ -34,14 +34,6 @@ def main() -> int:
         return service
 
     return process.run(settings.node, start)
-
-
-def _trace(settings: ManagerConfig) -> Trace | None:
-    """The event trace, where one is wanted: line by line, so that a killed process leaves all of it."""
-    if not settings.node.trace:
-        return None
-    file = Path(settings.node.trace).open("a", buffering=1)  # noqa: SIM115 - it ends with the process
-    return Trace(file, settings.node.node)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Raft's sections the paper (Ongaro and Ousterhout, extended version).
 Refuses to know streams, timers (member.py) and what commands mean.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,14 @@ class Transport:
     def destroy(self) -> None: ...
 
 
+class Peer(Node):  # type: ignore[misc]  # pysyncobj has no types
+    """A member's name. pysyncobj keeps them in sets, whose order must not hang on the process's hash seed: a simulated
+    region sends in the same order in every process."""
+
+    def __hash__(self) -> int:
+        return zlib.crc32(self.id.encode())
+
+
 class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
     """One Raft member over our transport, journal and dump. Driven by ``doTick(0)`` and the transport's callbacks."""
 
@@ -128,7 +137,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         self._guard_votes: set[str] = set()
         self._guard_elect = False
         super().__init__(
-            Node(member), [Node(peer) for peer in peers], conf=timing.conf(journal, dump_path), transport=transport
+            Peer(member), [Peer(peer) for peer in peers], conf=timing.conf(journal, dump_path), transport=transport
         )
         self._SyncObj__serializer = dumps
         self._SyncObj__needLoadDumpFile = False

@@ -14,14 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from pysyncobj.node import Node
-
 from chassis.clock import Clock
 from counting.raft import ambient
 from counting.raft.codec import Message, from_wire, to_wire
 from counting.raft.dump import Dumps
 from counting.raft.framing import DamagedFileError
-from counting.raft.guards import COMMAND_BYTES_MAX, GuardedNode, RaftTiming, Transport
+from counting.raft.guards import COMMAND_BYTES_MAX, GuardedNode, Peer, RaftTiming, Transport
 from counting.raft.journal import Journal
 from protos import raft_pb2
 
@@ -100,7 +98,7 @@ class Member:
         self._send = send
         self._on_committed = on_committed
         self._on_role = on_role
-        self._peers = {peer: Node(peer) for peer in peers}
+        self._peers = {peer: Peer(peer) for peer in peers}
         self._committed: list[tuple[int, bytes, Any]] = []
         self._retry_s = timing.heartbeat_s
         self._role = (False, 0, "")
