@@ -70,7 +70,7 @@ class Plan:
 
 def command(member: Member, state: State) -> list[str]:
     """The same for every service, here and in a container."""
-    return [sys.executable, "-m", member.service, "--config", str(state.config(member.node))]
+    return [sys.executable, "-P", "-m", member.service, "--config", str(state.config(member.node))]
 
 
 def environment() -> dict[str, str]:
