@@ -187,7 +187,9 @@ async def test_payload_of_six_megabytes_each_way_and_one_byte_more():
         assert len((await region.invoke("i2", sandbox="s2", payload=b"6291556")).body) == 6291556
         answer = await region.invoke("i3", sandbox="s2", payload=b"6291557")
         assert answer.json["errorType"] == "Function.ResponseSizeTooLarge"
-        assert len((await region.invoke("i4", sandbox="s2", payload=b"100")).body) == 100
+        answer = await region.invoke("i4", sandbox="s2", payload=b"100", log_tail=True)
+        assert len(answer.body) == 100
+        assert b"INIT_REPORT" not in answer.result.log_tail  # the environment was kept
 
 
 async def test_a_flood_of_output_is_cut_and_hurts_nobody():
