@@ -121,6 +121,7 @@ def settings(plan: Plan, member: Member) -> Any:
             return WorkerConfig(
                 node=node, counting=tuple(plan.counting.values()), memory_mb=worker_memory_mb(plan.topology),
                 state_dir=str(folder), runtimes_dir=str(plan.runtimes), uid_base=uid_base(plan, member),
+                name=f"{cluster_id(plan.state)}-{member.node}",
             )
         case service:
             raise AssertionError(f"no process of {service} is part of a topology")
@@ -169,9 +170,14 @@ async def root_credentials(plan: Plan) -> Credentials:
     return plan.state.credentials()
 
 
+def cluster_id(state: State) -> str:
+    """Tells the clusters of one machine apart: 8 hexadecimal digits of the state directory's path."""
+    return hashlib.sha256(state.name.encode()).hexdigest()[:8]
+
+
 def uid_base(plan: Plan, member: Member) -> int:
     """The first of a range of user ids that no worker of another cluster on this machine uses (very likely)."""
-    cluster = int(hashlib.sha256(plan.state.name.encode()).hexdigest()[:8], 16) % CLUSTERS
+    cluster = int(cluster_id(plan.state), 16) % CLUSTERS
     workers = [other.node for other in plan.topology.members() if other.service == "worker"]
     return UIDS_FIRST + (cluster * WORKERS_MAX + workers.index(member.node)) * UIDS_PER_WORKER
 

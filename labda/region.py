@@ -15,11 +15,20 @@ from chassis.grpc_network import GrpcNetwork, is_serving
 from chassis.rpc import Network
 from labda.refusal import Refusal, Status
 from labda.state import State
-from protos import counting_pb2, counting_rpc, placement_pb2, worker_manager_pb2, worker_manager_rpc
+from protos import (
+    counting_pb2,
+    counting_rpc,
+    placement_pb2,
+    worker_manager_pb2,
+    worker_manager_rpc,
+    worker_pb2,
+    worker_rpc,
+)
 
 OPERATOR = "operator"
 VIEW_S = 3.0
 CALL_S = 2.0
+FOLLOW_S = 86_400.0
 
 Node = placement_pb2.Node
 
@@ -54,6 +63,17 @@ class Region:
             if not answer.HasField("not_leader"):
                 return answer
         return None
+
+    async def logs(self, node: Node, request: worker_pb2.LogsRequest) -> AsyncIterator[worker_pb2.LogLines.Line]:
+        """One function's lines on one worker. Raises Fault when the worker goes away."""
+        channel = self._network.connect(node.address, service="worker", node=node.node)
+        try:
+            timeout_s = FOLLOW_S if request.follow else CALL_S
+            async for batch in channel.fetch(worker_rpc.LOGS, request, timeout_s=timeout_s):
+                for line in batch.lines:
+                    yield line
+        finally:
+            await channel.close()
 
     async def managers(self) -> dict[str, worker_manager_pb2.DescribeAnswer]:
         """What each manager that answers holds, by node."""

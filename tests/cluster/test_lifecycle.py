@@ -124,7 +124,9 @@ def test_what_is_not_there_yet_is_refused_by_name(functions, client):
     with pytest.raises(ClientError, match="InvocationType"):
         client.invoke(FunctionName=name, InvocationType="Event", Payload=b"{}")
     with pytest.raises(ClientError, match="Layers"):
-        client.update_function_configuration(FunctionName=name, Layers=["arn:aws:lambda:us-east-1:000000000000:layer:l:1"])
+        client.update_function_configuration(
+            FunctionName=name, Layers=["arn:aws:lambda:us-east-1:000000000000:layer:l:1"]
+        )
     with pytest.raises(ClientError):
         client.create_alias(FunctionName=name, Name="live", FunctionVersion="$LATEST")
 
