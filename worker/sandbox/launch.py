@@ -84,7 +84,7 @@ def visible(config: SpawnerConfig) -> dict[str, bool]:
     """Paths that the agent sees -> whether it may write there."""
     paths = {f"/{name}": False for name in _SYSTEM}
     paths |= {f"/etc/{name}": False for name in _ETC}
-    code = [os.path.abspath(path) for path in sys.path if path and os.path.isdir(path)]
+    code = [os.path.abspath(path) for path in sys.path if os.path.isdir(path or ".")]
     for path in (sys.prefix, sys.base_prefix, *code, *config.agent_readable):
         paths[path] = False
     return paths | dict.fromkeys(config.agent_owned, True)
