@@ -203,7 +203,8 @@ def loops_of(config: SpawnerConfig) -> list[str]:
 async def start_ground(state: Path, name: str = "", **changes: Any) -> Ground:
     name = name or f"test-{os.getpid()}"
     config = SpawnerConfig(
-        name=name, state_dir=str(state), runtimes_dir=str(RUNTIMES), uid_base=1_500_000_000, sandboxes_max=32, **changes,
+        name=name, state_dir=str(state), runtimes_dir=str(RUNTIMES), uid_base=1_500_000_000, sandboxes_max=32,
+        **changes,
     )
     file = state / "spawner.json"
     state.mkdir(parents=True, exist_ok=True)
@@ -211,7 +212,8 @@ async def start_ground(state: Path, name: str = "", **changes: Any) -> Ground:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker.sandbox.spawner", "--config", str(file), "--socket-fd", str(theirs.fileno())],
+            [sys.executable, "-m", "worker.sandbox.spawner", "--config", str(file),
+             "--socket-fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()], cwd=ROOT,
         )
     driver = NativeDriver(ours)

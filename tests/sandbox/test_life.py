@@ -44,7 +44,9 @@ async def test_runtime_output_reaches_the_agent(ground: Ground) -> None:
 
 
 async def test_the_functions_own_modules_come_first(ground: Ground) -> None:
-    files: dict[str, str | bytes] = {"app.py": "import boto3\ndef handler(e, c): return boto3.MINE", "boto3.py": "MINE = 7"}
+    files: dict[str, str | bytes] = {
+        "app.py": "import boto3\ndef handler(e, c): return boto3.MINE", "boto3.py": "MINE = 7",
+    }
     made = await ground.running(files, environment={"PYTHONPATH": "/tmp/elsewhere"})
     assert await made.invoke({}) == 7
     other = await ground.running()
@@ -76,7 +78,8 @@ async def test_kill_ends_everything_but_tmp(ground: Ground) -> None:
     assert ending.signal == signal.SIGKILL
     made.waiting = asyncio.Queue()
     await made.start()
-    out = await made.probe("import os; out = [open('/tmp/kept').read(), [p for p in os.listdir('/proc') if p.isdigit()]]")
+    out = await made.probe(
+        "import os; out = [open('/tmp/kept').read(), [p for p in os.listdir('/proc') if p.isdigit()]]")
     assert out[0] == "here"
     assert len(out[1]) == 1     # itself; process 1 is another user's and not shown
 
@@ -138,8 +141,8 @@ async def test_faults_are_typed(ground: Ground) -> None:
     with pytest.raises(CodeMissing):
         await ground.driver.create(spec)
     code = (await ground.create()).sandbox.spec.code
-    for change in ({"sandbox": "../x"}, {"sandbox": "S"}, {"memory_mb": 0}, {"runtime": "../../etc"}, {"runtime": "ruby4"},
-                   {"tmp_mb": 10**9}, {"code": "../" + "0" * 61}):
+    for change in ({"sandbox": "../x"}, {"sandbox": "S"}, {"memory_mb": 0}, {"runtime": "../../etc"},
+                   {"runtime": "ruby4"}, {"tmp_mb": 10**9}, {"code": "../" + "0" * 61}):
         fields = {"sandbox": "x", "runtime": "python3.11", "code": code, "memory_mb": 128, "tmp_mb": 16,
                   "environment": {}, "handler": "h", **change}
         with pytest.raises(SandboxFault) as caught:

@@ -119,8 +119,9 @@ def bring_up_loopback() -> None:
 
 
 def attach_loop(image: int, label: str) -> tuple[str, int]:
-    """Attaches an open image file to a free loop device that lets go of it after its last unmount and close. `label` (63
-    bytes) is what loop_holds() knows it by.
+    """Attaches an open image file to a free loop device that lets go of it after its last unmount and close.
+
+    `label` (63 bytes) is what loop_holds() knows it by.
 
     Returns the device's path and an open descriptor of it, which keeps it alive until it is mounted.
     """

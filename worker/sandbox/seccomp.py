@@ -33,10 +33,15 @@ def load() -> dict[str, Any]:
     """The profile as data. Raises BadProfile if a group has no reason."""
     with open(f"{_HERE}/seccomp.toml", "rb") as file:
         profile = tomllib.load(file)
+    check_reasons(profile)
+    return profile
+
+
+def check_reasons(profile: dict[str, Any]) -> None:
+    """Every group says in a sentence why it is there. Raises BadProfile naming the one that doesn't."""
     for group in [*profile["allow"], *profile["check"], {"name": "absent", **profile["absent"]}]:
         if len(group.get("reason", "").split()) < 4:
             raise BadProfile(f"group {group.get('name')!r} needs a reason, in a sentence")
-    return profile
 
 
 def numbers(machine: str) -> dict[str, int]:

@@ -420,7 +420,8 @@ class Spawner:
 
 
 def run(config: SpawnerConfig, agent_argv: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
-    """Becomes the spawner of this process and starts the agent as its unprivileged child; returns the agent's status.
+    """Becomes the spawner of this process and starts the agent as its unprivileged child; returns the agent's status
+    (128 + N if signal N ended it).
 
     `agent_argv` begins with an absolute path; "{fd}" in it becomes the number of the agent's end of the socket, which
     it gives to NativeDriver(socket.socket(fileno=N)). SIGTERM is passed on to the agent. When the agent ends, however
@@ -454,7 +455,8 @@ def _end_of(pid: int) -> int:
         selector.register(pidfd, selectors.EVENT_READ)
         if not selector.select(_AGENT_END_S):
             os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status if status >= 0 else 128 - status      # as shells say it
 
 
 def serve(config: SpawnerConfig, channel: socket.socket) -> int:
