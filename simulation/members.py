@@ -7,7 +7,7 @@ and what is done with them (``region.py``).
 
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -132,7 +132,8 @@ def make_manager(ground: Ground) -> ManagerService:
     )
 
 
-def make_worker(ground: Ground, az: str) -> WorkerService:
+def make_worker(ground: Ground, az: str, *, life: int, end_process: Callable[[], None]) -> WorkerService:
+    """``life`` counts the processes of this worker: each draws a nonce of its own."""
     node = _node("worker", f"worker-{az}-1", az, f"host-{az}-1")
     config = WorkerConfig(
         node=node, counting=tuple(counting_addresses().values()), memory_mb=WORKER_MEMORY_MB, state_dir="/simulated",
@@ -140,8 +141,8 @@ def make_worker(ground: Ground, az: str) -> WorkerService:
     )
     return WorkerService(
         config, network=ground.fabric.network(node.identity), driver=MemoryDriver(handlers=ground.handlers),
-        clock=ground.clock, rng=ground.generator(node.node), log_files=MemoryFiles(),
-        scratch=io.BytesIO, trace=NodeTrace(ground.trace, node.node),
+        clock=ground.clock, rng=ground.generator(f"{node.node} life {life}"), log_files=MemoryFiles(),
+        scratch=io.BytesIO, end_process=end_process, trace=NodeTrace(ground.trace, node.node),
     )
 
 

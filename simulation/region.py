@@ -9,6 +9,7 @@ import hashlib
 import io
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from chassis.memory_network import Fabric
+from chassis.process import Tasks
 from counting.service import CountingService
 from frontend.auth.keys import new_key, store_key
 from frontend.service import FrontendService
@@ -34,6 +36,7 @@ from worker_manager.service import ManagerService
 
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
+RESTART_S = 1.0     # the supervisor starts a process that ended again within this
 READY_S = 30.0      # virtual: a region that isn't ready by then never will be
 FUNCTIONS = "/2015-03-31/functions"
 
@@ -63,13 +66,15 @@ class Region:
     def __init__(self, seed: int, *, handlers: Mapping[str, Handler] | None = None) -> None:
         self.seed = seed
         self.frontends: list[Frontend] = []
-        self.workers: list[WorkerService] = []
+        self.workers: dict[str, WorkerService] = {}     # by AZ
         self.counting: list[CountingService] = []
         self.placement: PlacementService
         self.manager: ManagerService
         self._handlers = dict(handlers or {})
         self._trace = io.StringIO()
         self._bugs: list[str] = []
+        self._lives: Counter[str] = Counter()
+        self._tasks = Tasks()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -173,7 +178,7 @@ class Region:
         self.manager = members.make_manager(ground)
         await self.manager.start()
         for az in members.AZS:
-            self.workers.append(await members.make_worker(ground, az).start())
+            await self._start_worker(az)
         for az in members.AZS:
             service, trace = members.make_frontend(ground, az)
             await service.start()
@@ -192,13 +197,30 @@ class Region:
             for frontend in self.frontends
         )
 
+    async def _start_worker(self, az: str) -> None:
+        self._lives[az] += 1
+        self.workers[az] = worker = members.make_worker(
+            self.ground, az, life=self._lives[az], end_process=lambda: self._worker_ends(az)
+        )
+        await worker.start()
+
+    def _worker_ends(self, az: str) -> None:
+        self._tasks.start(self._replace_worker(az), name=f"another worker for {az}")
+
+    async def _replace_worker(self, az: str) -> None:
+        """What a worker's process does that must end, and then its supervisor."""
+        await self.workers[az].drain()
+        await asyncio.sleep(RESTART_S)
+        await self._start_worker(az)
+
     async def _drain(self) -> None:
         """First what lets requests in, last what everything else leans on."""
         for frontend in self.frontends:
             if not frontend.killed:
                 await frontend.service.drain(_nothing_runs)
         await self.manager.drain()
-        for worker in self.workers:
+        await self._tasks.cancel()
+        for worker in self.workers.values():
             await worker.drain()
         await self.placement.drain()
         for counting in self.counting:

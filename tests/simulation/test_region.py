@@ -16,6 +16,7 @@ from simulation.members import AZS, MANAGER, PLACEMENT, WORKER_MEMORY_MB, counti
 from simulation.region import ConnectionLost, Region, RegionBug
 from simulation.sandbox_driver import echo
 from simulation.scenario import create, first_invokes, reserve
+from worker.messages import Evicted
 
 ROOT = Path(__file__).parents[2]
 NODES = {
@@ -156,6 +157,23 @@ def test_a_killed_frontends_permit_counts_until_its_invoke_ends_and_then_comes_b
     assert 200 in afterwards, "the permit of the killed frontend never came back"
     assert {held for held in while_it_runs if isinstance(held, tuple)} <= {(("frontend-az1-1", 1),)}
     assert at_rest == (), "after quiet nothing is granted (invariant 2)"
+
+
+def test_a_worker_that_must_end_is_replaced_by_another_incarnation():
+    async def main(region):
+        await create(region, "hello", "echo")
+        cold = await region.invoke("hello", b"1")
+        (az,) = [az for az, worker in region.workers.items() if worker.agent.lives]
+        evicted = region.workers[az]
+        evicted.agent.feed(Evicted(cause="counting"))
+        await region.until(lambda: region.workers[az] is not evicted, "the other incarnation", within_s=10.0)
+        assert region.workers[az].incarnation != evicted.incarnation
+        again = await region.invoke("hello", b"2")
+        return cold, again
+
+    (cold, again), _ = in_region(4, main)
+    assert (cold.body, again.body) == (b"1", b"2")
+    assert "init=" in again.headers["x-labda-phases"], "the evicted worker's sandbox was used again"
 
 
 async def granted(region):
