@@ -59,7 +59,8 @@ def main() -> int:
         service = WorkerService(
             settings, network=GrpcNetwork(tls), driver=driver, clock=SystemClock(), rng=random.SystemRandom(),
             log_files=RotatedFiles(folder / "logs", file_bytes_max=settings.log_file_bytes_max), scratch=scratch,
-            end_process=lambda: signal.raise_signal(signal.SIGTERM), pid=os.getpid(), trace=trace,
+            end_process=lambda: signal.raise_signal(signal.SIGTERM), trace=trace,
+            pid=os.getppid(),  # a worker is known by its spawner, which is the process that a supervisor sees
         )
         return await service.start()
 
