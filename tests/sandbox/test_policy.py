@@ -2,6 +2,8 @@
 
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +221,11 @@ def test_settings_refuse_what_cannot_be() -> None:
     for change in ({"name": "../w"}, {"state_dir": "s"}, {"uid_base": 0}, {"sandboxes_max": 0}, {"agent_uid": 0}):
         with pytest.raises(ValueError, match="must"):
             SpawnerConfig(**{**good, **change})  # type: ignore[arg-type]
+
+
+def test_the_spawner_is_made_of_the_standard_library_and_its_own_modules() -> None:
+    code = ("import sys; import worker.sandbox.spawner\n"
+            "print([n for n in sys.modules if n.split('.')[0] in ('grpc', 'chassis', 'protos', 'asyncio', 'structlog')])")
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                            cwd=Path(__file__).resolve().parents[2])
+    assert answer.stdout.strip() == "[]"
