@@ -35,6 +35,7 @@ class Birth:
     host_uid: int               # host id of the sandbox's root; the tenant's is the next one
     join_files: tuple[str, ...]
     run_file: str
+    run_directory: str          # v2 group of what is started; "" if there is none
     control: int                # SEQPACKET socket to the spawner
     filter: int                 # compiled seccomp program
     init: int                   # the program of process 1
@@ -55,6 +56,9 @@ def _become(birth: Birth, control: socket.socket) -> NoReturn:
     linux.prctl(linux.PR_SET_PDEATHSIG, 9)
     join_files = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in birth.join_files]
     run_file = os.open(birth.run_file, os.O_WRONLY | os.O_CLOEXEC)
+    run_directory = -1
+    if birth.run_directory:
+        run_directory = os.open(birth.run_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
     socket.sethostname("localhost")
     linux.bring_up_loopback()
@@ -74,7 +78,7 @@ def _become(birth: Birth, control: socket.socket) -> NoReturn:
         raise OSError(104, "the spawner went away")
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    _execute(birth, run_file)
+    _execute(birth, run_file, run_directory)
 
 
 def compose(birth: Birth) -> str:
@@ -105,10 +109,11 @@ def compose(birth: Birth) -> str:
     return device
 
 
-def _execute(birth: Birth, run_file: int) -> NoReturn:
+def _execute(birth: Birth, run_file: int, run_directory: int) -> NoReturn:
     # init expects the control socket at 3; first everything above, so that no copy overwrites another's source.
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
-            for fd in (birth.control, birth.filter, run_file, birth.init)]
+    wanted = [birth.control, birth.filter, run_file, *([run_directory] if run_directory >= 0 else []), birth.init]
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in wanted]
+    program = 2 + len(high)
     for target, fd in enumerate(high, start=3):
-        os.dup2(fd, target, inheritable=target < 6)
-    os.execve(6, ["init", "4", str(TENANT), "5"], {})
+        os.dup2(fd, target, inheritable=target < program)
+    os.execve(program, ["init", "4", str(TENANT), *(str(fd) for fd in range(5, program))], {})

@@ -227,9 +227,24 @@ class SandboxGroup:
 
     @property
     def join_files(self) -> list[str]:
-        """Into each of these the child that becomes process 1 writes "0"."""
-        return [f"{path}/{'cgroup.procs' if root == self._layout.v2 else 'tasks'}"
-                for root, path in self._paths.items()]
+        """Into each of these the child that becomes process 1 writes "0"; it is born into `born_in` already."""
+        return [f"{path}/tasks" for root, path in self._paths.items() if root != self._layout.v2]
+
+    @property
+    def born_in(self) -> str:
+        """Directory of the v2 group that process 1 is made in; "" if there is no v2."""
+        return self._paths.get(self._layout.v2, "")
+
+    @property
+    def run_directory(self) -> str:
+        """Directory of the v2 group that started processes are made in; "" if the freezer is v1's."""
+        return self._run if self._layout.freezer == "v2" else ""
+
+    def delegate(self, host_uid: int) -> None:
+        """Lets process 1, which has this id on the host, make processes in `run`. The tenant has another id."""
+        if self._layout.freezer == "v2":
+            os.chown(f"{self.born_in}/cgroup.procs", host_uid, host_uid)
+            os.chown(f"{self._run}/cgroup.procs", host_uid, host_uid)
 
     @property
     def run_file(self) -> str:
@@ -261,11 +276,6 @@ class SandboxGroup:
 
     def thaw(self) -> None:
         _write(self.freeze_file, "0" if self._layout.freezer == "v2" else "THAWED")
-
-    def kill(self) -> None:
-        """Kills what was started in the sandbox, process 1 apart; on v1 the caller's process 1 does that."""
-        with contextlib.suppress(FileNotFoundError):
-            _write(f"{self._run}/cgroup.kill", "1")
 
     def begin_oom_watch(self) -> None:
         self._oom_seen = self._oom_kills()

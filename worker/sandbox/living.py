@@ -152,10 +152,12 @@ class Living:
         self.control.sendmsg([head + strings], rights, socket.MSG_NOSIGNAL)
 
     def order_kill(self) -> None:
-        """Kills what runs in it, frozen or not; Emptied follows."""
-        self.group.kill()
-        self.group.thaw()
+        """Kills what runs in it, frozen or not; Emptied follows.
+
+        Process 1 kills, not `cgroup.kill`: after that, Linux 6.18 kills whatever is made in the group by clone3.
+        """
         self.control.send(b"K", socket.MSG_NOSIGNAL)
+        self.group.thaw()
 
     def end(self) -> None:
         """Kills process 1, and with it everything in its pid namespace."""

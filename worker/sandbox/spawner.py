@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.sandbox import birth, launch, linux, living, unpack, wire
+from worker.sandbox.cgroups import SandboxGroup
 from worker.sandbox.host import Host
 from worker.sandbox.living import Living, Stage
 from worker.sandbox.requests import Request, RequestRefused, parse
@@ -55,7 +56,6 @@ class Spawner:
         self._dying: list[Living] = []          # process 1 is reaped; groups or loop device remain
         self._slots = list(range(host.config.sandboxes_max, 0, -1))
         self._unpacking: dict[str, list[int]] = {}     # SHA-256 -> requests that wait for it
-        self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._closing = False
 
     def run(self) -> None:
@@ -165,10 +165,11 @@ class Spawner:
             mount_point=host.mount_point, root=runtime.root, code=host.cache.path_of(request.sha256),
             proc_files=proc_files, tmp_template=template, tmp_directory=host.tmp_directory, tmp_mb=request.tmp_mb,
             host_uid=host_uid, join_files=tuple(group.join_files), run_file=group.run_file,
+            run_directory=group.run_directory,
             control=theirs.fileno(), filter=host.filter_fd, init=host.init_fd,
         )
         try:
-            pid = self._fork(lambda: birth.run(order))
+            pid = self._fork_born(group, order)
         except OSError:
             group.remove()
             ours.close()
@@ -315,23 +316,26 @@ class Spawner:
 
     # ---- children
 
-    def _fork(self, work: Callable[[], object]) -> int:
-        """Forks `work` as process 1 of a new pid namespace; returns its pid as seen from here."""
-        linux.unshare(linux.CLONE_NEWPID)
-        try:
-            pid = os.fork()
-        except OSError:
-            linux.setns(self._own_pid_namespace, linux.CLONE_NEWPID)
-            raise
+    def _fork(self, work: Callable[[], object], group: int = -1) -> int:
+        """Forks `work` as process 1 of a new pid namespace, in a v2 group; returns its pid as seen from here."""
+        pid = linux.fork_into(linux.CLONE_NEWPID, group)
         if pid == 0:
             try:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 work()
             finally:
                 os._exit(1)     # whatever happened: there must never be a second spawner
-        # Without this the next unshare would be refused with EINVAL.
-        linux.setns(self._own_pid_namespace, linux.CLONE_NEWPID)
         return pid
+
+    def _fork_born(self, group: SandboxGroup, order: birth.Birth) -> int:
+        group.delegate(order.host_uid)
+        if not group.born_in:
+            return self._fork(lambda: birth.run(order))
+        directory = os.open(group.born_in, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return self._fork(lambda: birth.run(order), directory)
+        finally:
+            os.close(directory)
 
     def _fork_unpack(self, request: Request, source: int) -> None:
         path = self._host.cache.begin(self._host.unpack_uid)
