@@ -69,7 +69,7 @@ class Plan:
 
 
 def command(member: Member, state: State) -> list[str]:
-    """The same for every service, here and in a container."""
+    """The same for every service, here and in a container. -P: the working directory, /, is no place for modules."""
     return [sys.executable, "-P", "-m", member.service, "--config", str(state.config(member.node))]
 
 
