@@ -220,6 +220,15 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def parent(pid: int) -> int | None:
+    """None when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat[stat.rindex(")") + 2 :].split()[1])
+
+
 def descendants(pid: int) -> set[int]:
     """Living processes below ``pid``."""
     below: dict[int, list[int]] = {}

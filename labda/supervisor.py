@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from labda import endpoint, launch
-from labda.children import Child, Children, end_leftovers, identify
+from labda.children import Child, Children, end_leftovers, identify, parent
 from labda.console import Console
 from labda.refusal import Refusal
 from labda.region import Region, opened
@@ -142,7 +142,7 @@ class Supervisor:
         pids = self._children.pids()
         missing = [
             name for name in self._members
-            if name not in nodes or nodes[name].health != "serving" or nodes[name].pid != pids.get(name)
+            if name not in nodes or nodes[name].health != "serving" or not _is(nodes[name].pid, pids.get(name))
         ]
         if missing:
             return missing
@@ -256,6 +256,11 @@ async def _answers(address: str) -> bool:
     except (OSError, TimeoutError):
         return False
     return status.startswith(b"HTTP/1.1 ") and not status.startswith(b"HTTP/1.1 503")
+
+
+def _is(pid: int, child: int | None) -> bool:
+    """Whether a process that registered is our child's present life. A worker's agent is our child's child."""
+    return child is not None and (pid == child or parent(pid) == child)
 
 
 def _reachable(program: str) -> str:

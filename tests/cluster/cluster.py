@@ -20,6 +20,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from labda.children import parent
+
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "us-east-1"
 ROLE = "arn:aws:iam::000000000000:role/tests"
@@ -150,7 +152,8 @@ class Cluster:
             pids = self.pids()
             nodes = self.status()["processes"]
             return len(nodes) == len(pids) and all(
-                node["health"] == "serving" and node["pid"] == pids.get(node["node"]) for node in nodes
+                node["health"] == "serving" and pids.get(node["node"]) in {node["pid"], parent(node["pid"])}
+                for node in nodes
             )
         until(healthy, "all processes serve again", timeout_s=SETTLE_S * 3)
 
