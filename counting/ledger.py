@@ -93,7 +93,10 @@ class Ledger:
         return pool.kind is PoolKind.UNRESERVED
 
     def generation(self, pool: Pool) -> int:
-        return self.account(pool.account).generations.get(pool, 0)
+        """When the pool last changed. One that is gone and forgotten has the account's newest: never one below what
+        a holder has seen, or the news that it is gone would look old."""
+        account = self.account(pool.account)
+        return account.generations.get(pool, 0 if self.exists(pool) else account.generation)
 
     def granted(self, pool: Pool) -> int:
         return self.account(pool.account).granted.get(pool, 0)

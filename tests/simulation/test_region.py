@@ -216,3 +216,19 @@ def test_the_command_fails_when_an_answer_is_not_the_expected_one(capsys, monkey
     monkeypatch.setattr(command, "first_invokes", disappointing)
     assert command.main(["run", "--seed", "3"]) == 1
     assert "create hello was answered 200 instead of 404" in capsys.readouterr().err
+
+
+def test_a_reservation_given_up_frees_its_function_at_once():
+    """Found on a real cluster: counting forgot the pool, and told of its end under a generation that looked old."""
+
+    async def main(region):
+        statuses = [(await create(region, "flip", "echo")).status]
+        for _ in range(3):
+            statuses.append((await reserve(region, "flip", 0)).status)
+            statuses.append((await region.invoke("flip", b"1")).status)
+            statuses.append((await region.request("DELETE", "/2017-10-31/functions/flip/concurrency")).status)
+            statuses += [(await region.invoke("flip", b"1", frontend=number)).status for number in range(3)]
+        return statuses
+
+    statuses, _ = in_region(7, main)
+    assert statuses == [200] + 3 * [200, 429, 204, 200, 200, 200]
