@@ -44,6 +44,8 @@ ETC = {
 }
 BOOTSTRAP = '''"""Starts awslambdaric: the function's own modules come first, then its layers, then /var/runtime."""
 
+import os
+import socket
 import sys
 
 from awslambdaric.__main__ import main  # from /var/runtime, before anything of the function can stand in for it
@@ -53,6 +55,13 @@ _layers = [f"/opt/python/lib/python{sys.version_info[0]}.{sys.version_info[1]}/s
 sys.path[:1] = ["/var/task", *_layers]
 if _here not in sys.path:
     sys.path.insert(1 + len(_layers), _here)
+# Says that the runtime is loaded: from here until it asks for an event is the function's own init. No answer is needed.
+try:
+    _host, _, _port = os.environ["AWS_LAMBDA_RUNTIME_API"].partition(":")
+    with socket.create_connection((_host, int(_port)), 1.0) as _api:
+        _api.sendall(b"GET /2018-06-01/ping HTTP/1.1\\r\\nHost: runtime\\r\\nConnection: close\\r\\n\\r\\n")
+except OSError:
+    pass  # only a figure is lost
 main(["/var/runtime/bootstrap", *sys.argv[1:]])
 '''
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ EVENT = Event(
 )
 
 
-class Heard(list):
+class Heard(list[Any]):
     """``RuntimeEvents`` that keeps what it hears."""
 
     def loaded(self):
@@ -231,7 +232,7 @@ async def test_malformed_requests_end_their_connection(api, request_bytes):
         with contextlib.suppress(ConnectionError):
             assert b"HTTP/1.1 400 " in await http.reader.read()
     assert (await other.ask("GET", "/2018-06-01/ping"))[0] == 200
-    assert heard == ["loaded"]
+    assert set(heard) == {"loaded"}
     assert session.state is ApiState.STARTED
 
 

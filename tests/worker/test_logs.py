@@ -1,0 +1,161 @@
+"""What a function says: lines, bounds, tails, files, followers, and the platform's own lines in JSON."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.worker.region import Frame
+from tests.worker.test_core import HELLO
+from worker.function_output import LINE_BYTES_MAX, FunctionOutput
+from worker.invoke_stream import InvokeStream, StreamReply
+from worker.logs import FunctionLogs, MemoryFiles, RotatedFiles
+from worker.messages import FunctionSettings
+from worker.platform_lines import Lines, Report
+
+KEY = ("000000000000", "hello")
+
+
+def output(**changes) -> tuple[FunctionOutput, list[str]]:
+    lines: list[str] = []
+    fields = {"budget_bytes": 10 << 20, "whole_records": False, **changes}
+    return FunctionOutput(lines.append, **fields), lines
+
+
+def test_lines_are_joined_over_chunks():
+    out, lines = output()
+    for chunk in (b"a", b"b\nc\n", b"\n", b"d"):
+        out.feed(chunk)
+    assert lines == ["ab\n", "c\n", "\n"]
+    out.finish()
+    assert lines[-1] == "d"
+
+
+def test_a_line_without_end_is_cut():
+    out, lines = output()
+    for _ in range(20):
+        out.feed(b"x" * 65536)
+    out.feed(b"rest\nnext\n")
+    assert [len(line) for line in lines] == [LINE_BYTES_MAX, len(lines[1]), 5]
+    assert lines[1] == "[labda] the line above is cut: a log line has at most 262144 bytes\n"
+    assert lines[2] == "next\n"
+
+
+def test_a_flood_is_dropped_and_said():
+    out, lines = output(budget_bytes=10)
+    out.feed(b"0123456\n" * 3)
+    assert out.exhausted
+    out.finish()
+    assert lines == [
+        "0123456\n", "01",
+        "[labda] 14 bytes of output dropped: one invocation may log 10 bytes "
+        "(log_bytes_per_invocation of the worker)\n",
+    ]
+    out.begin(keep_tail=False)
+    out.feed(b"again\n")
+    assert lines[-1] == "again\n"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_tail(whole):
+    out, _ = output(whole_records=whole)
+    line = json.dumps({"m": "ä" * 300}, ensure_ascii=False) + "\n"
+    for _ in range(100):
+        out.feed(line.encode())
+    tail = out.tail().decode()
+    if whole:
+        assert all(json.loads(row) for row in tail.splitlines())
+        assert 4096 - len(line.encode()) < len(tail.encode()) <= 4096
+    else:
+        assert len(tail.encode("utf-8").replace("\ufffd".encode(), b"?")) == 4096
+
+
+def test_files_are_bounded_and_names_are_no_paths(tmp_path):
+    files = RotatedFiles(tmp_path, file_bytes_max=100, functions_max=2)
+    for number in range(20):
+        files.append(KEY, b"%019d\n" % number)
+    kept = files.read(KEY).split()
+    assert kept[-1] == b"%019d" % 19
+    assert len(kept) in range(5, 11)
+    for name in ("..", "../../etc", "a/b"):
+        files.append(("0", name), b"x\n")
+    assert {path.name for path in tmp_path.iterdir()} <= {"a-0", "a-000000000000"}
+    assert len(list(tmp_path.glob("a-*/f-*"))) == 2
+
+
+async def test_read_and_follow():
+    logs = FunctionLogs(MemoryFiles())
+    logs.start()
+    for number in range(3):
+        logs.append(KEY, at_ms=number, stream="s", message=f"{number}\n")
+    kept = [line.message async for lines in logs.read(KEY, since_ms=1, follow=False) for line in lines]
+    assert kept == ["1\n", "2\n"]
+    follower = logs.read(KEY, since_ms=2, follow=True)
+    assert [line.message for line in await anext(follower)] == ["2\n"]
+    logs.append(KEY, at_ms=3, stream="s", message="3\n")
+    logs.append(("0", "other"), at_ms=3, stream="s", message="not for us\n")
+    async with asyncio.timeout(5):
+        assert [line.message for line in await anext(follower)] == ["3\n"]
+    await follower.aclose()
+    await logs.close()
+
+
+def test_platform_lines_in_json():
+    settings = FunctionSettings(
+        arn="arn:hello", runtime="python3.11", handler="a.b", memory_mb=128, timeout_s=3, tmp_mb=512, code_sha256="c",
+        code_size=1, region="us-east-1", log_format="JSON",
+    )
+    lines = Lines(HELLO, settings, init_type="on-demand")
+    assert lines.end("id") == ""
+    report = Report(request_id="id", duration_ms=1.25, memory_peak_mb=40, init_ms=99.5, status="timeout")
+    assert json.loads(lines.report(0.0, report)) == {
+        "time": "1970-01-01T00:00:00.000Z", "type": "platform.report",
+        "record": {"requestId": "id", "status": "timeout", "metrics": {
+            "durationMs": 1.25, "billedDurationMs": 101, "memorySizeMB": 128, "maxMemoryUsedMB": 40,
+            "initDurationMs": 99.5,
+        }},
+    }
+    assert json.loads(lines.start(0.0, "id"))["record"]["functionArn"] == "arn:hello"
+
+
+class Sent:
+    """A stream that keeps what is sent."""
+
+    def __init__(self):
+        self.frames = []
+        self.cancelled = False
+
+    async def send(self, message):
+        self.frames += message.frames
+
+    def cancel(self):
+        self.cancelled = True
+
+
+async def test_a_streamed_response_goes_out_as_credit_allows():
+    sent = Sent()
+    stream = InvokeStream(number=1, frontend="f", stream=sent, starter=None, incarnation=None)
+    writer = asyncio.get_running_loop().create_task(stream.outbox.run())
+    reply = StreamReply(stream, "i1")
+    drained = []
+    assert reply.chunk(b"a" * 200_000) == 0
+    assert reply.chunk(b"b" * 400_000) == 600_000 - 262_144
+    reply.when_drained(lambda: drained.append(True))
+    reply.finish_stream()
+    reply.end()
+    await asyncio.sleep(0.01)
+    assert sum(len(frame.chunk.data) for frame in sent.frames) == 262_144
+    assert not any(frame.HasField("end") for frame in sent.frames)
+    assert not drained
+    reply.credit(1_000_000)
+    await asyncio.sleep(0.01)
+    data = b"".join(frame.chunk.data for frame in sent.frames)
+    assert data == b"a" * 200_000 + b"b" * 400_000
+    assert max(len(frame.chunk.data) for frame in sent.frames) <= 65536
+    assert [frame.chunk.last for frame in sent.frames if frame.HasField("chunk")].index(True) == len(sent.frames) - 3
+    assert drained
+    assert sent.frames[-1].WhichOneof("frame") == "end"
+    assert stream.replies == {}
+    assert stream.waiting_bytes == 0
+    assert isinstance(sent.frames[0], Frame)
+    writer.cancel()
