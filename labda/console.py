@@ -8,6 +8,7 @@ import sys
 from typing import TextIO
 
 LABEL_COLUMNS = 10
+ENDS = "SIGTERM ends everything"   # the last line of a start without a terminal
 
 
 class Console:

@@ -6,7 +6,6 @@ is healthy is what the region's own view says, which the supervisor follows as a
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 
 from labda import endpoint, launch
 from labda.children import Child, Children, end_leftovers, identify, parent
-from labda.console import Console
+from labda.console import ENDS, Console
 from labda.refusal import Refusal
 from labda.region import Region, opened
 from labda.state import State
@@ -112,7 +111,7 @@ class Supervisor:
             state = "" if self._state.root == self._state.default else f" --state {self._state.root}"
             labda, aws = _reachable("labda"), _reachable("aws")
             self._console.line("use it", f'eval "$({labda} env{state})"; {aws} lambda list-functions')
-            self._console.plain("^C ends everything" if self._console.terminal else "SIGTERM ends everything")
+            self._console.plain("^C ends everything" if self._console.terminal else ENDS)
             self._console.release()
             async for _ in self._ticks():
                 self._console.live(self._status(region))
@@ -267,8 +266,7 @@ def _reachable(program: str) -> str:
     """How a person can call a program of this environment: by its name if that works, else by its path."""
     if shutil.which(program) is not None:
         return program
-    path = Path(sys.executable).parent / program
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return str(Path(sys.executable).parent / program)
 
 
 def _count(number: int, noun: str) -> str:

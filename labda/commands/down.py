@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     except PermissionError as error:
         raise Refusal(f"the cluster (pid {holder}) belongs to another user: run labda as its owner",
                       Status.HOST) from error
-    while state.holder() is not None:
+    while state.holder() is not None or children.start_ticks(holder) is not None:
         if time.monotonic() - began > TIMEOUT_S:
             raise Refusal(f"the cluster (pid {holder}) still ends after {TIMEOUT_S:.0f} s: `kill -9 {holder}` ends it")
         time.sleep(POLL_S)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from labda.console import Console
+from labda.console import ENDS, Console
 from labda.refusal import Refusal, Status
 from labda.state import State
 from labda.topology import Topology
@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
         raise Refusal(f"--{error}", Status.USAGE) from error
     if options.detach:
         return _detach(state, options)
+    from chassis import process  # noqa: PLC0415 - as below
     from labda import supervisor  # noqa: PLC0415 - gRPC; not for the parent of a detached start
     from labda.commands import doctor  # noqa: PLC0415
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         topology=topology, listen=options.listen, runtimes=options.runtimes.resolve(), deploy=tuple(options.deploy),
         check=options.check,
     ), Console(mirror=mirror))
-    return Status.OK
+    return process.leave(Status.OK)
 
 
 def _detach(state: State, options: argparse.Namespace) -> int:
@@ -74,16 +75,18 @@ def _detach(state: State, options: argparse.Namespace) -> int:
             cwd="/", env={**os.environ, "PYTHONPATH": str(_PROJECT)},
         )
     os.close(writer)
+    serves = False
     try:
         with os.fdopen(reader) as lines:
             for line in lines:
-                sys.stdout.write(line.replace("SIGTERM ends everything", "labda down ends everything"))
+                serves = serves or line.startswith(ENDS)
+                sys.stdout.write(line.replace(ENDS, "labda down ends everything"))
                 sys.stdout.flush()
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
         raise
-    if state.read("cluster.json") is None or process.poll() is not None:
+    if not serves:
         process.wait()
         said = log.read_text().strip().splitlines()
         words = next((line.removeprefix("labda: ") for line in reversed(said) if line.startswith("labda: ")), "")

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import boto3
 from botocore.config import Config
 
 from labda.children import parent
+from labda.launch import cluster_id
+from labda.state import State
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "us-east-1"
@@ -33,37 +35,49 @@ ONCE = Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout
 
 
 @dataclass(frozen=True)
-class Host:
-    """What a cluster could leave on its host. Sets, so that two looks can be subtracted."""
+class Footprint:
+    """What one cluster has on its host. Other clusters on the same machine have their own."""
 
-    mounts: frozenset[str]
+    processes: frozenset[int]
+    namespaces: frozenset[str]      # of its processes, apart from the test's own
+    sockets: frozenset[str]         # that its processes listen on: inode numbers
+    mounts: frozenset[str]          # seen from outside, below its state directory
     cgroups: frozenset[str]
-    namespaces: frozenset[str]
-    listening: frozenset[str]
-    loops: frozenset[str]
+    loops: frozenset[str]           # loop devices whose image lies in its state directory
 
     @classmethod
-    def look(cls) -> "Host":
+    def of(cls, cluster: "Cluster") -> "Footprint":
+        family = cluster.family()
+        root = str(cluster.root)
         return cls(
-            mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+            processes=frozenset(family),
+            namespaces=frozenset(n for pid in family for n in _namespaces(pid)) - frozenset(_namespaces(os.getpid())),
+            sockets=frozenset(s for pid in family for s in _sockets(pid)) & _listening(),
+            mounts=frozenset(
+                fields[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+                if (fields := line.split())[4].startswith(root)
+            ),
             cgroups=frozenset(
-                str(path) for base in Path("/sys/fs/cgroup").glob("*") for path in base.glob("labda*")
-            ) | frozenset(str(path) for path in Path("/sys/fs/cgroup").glob("labda*")),
-            namespaces=frozenset(_namespaces()),
-            listening=frozenset(_listening()),
+                str(path) for pattern in ("", "*/") for path in Path("/sys/fs/cgroup").glob(
+                    f"{pattern}labda-{cluster_id(State(cluster.root))}-*"
+                )
+            ),
             loops=frozenset(
                 backing.read_text().strip() for backing in Path("/sys/block").glob("loop*/loop/backing_file")
+                if backing.read_text().startswith(root)
             ),
         )
 
-    def left_since(self, before: "Host") -> dict[str, list[str]]:
-        """What is there now and was not before, by kind."""
-        found = {
-            "mounts": self.mounts - before.mounts, "cgroups": self.cgroups - before.cgroups,
-            "namespaces": self.namespaces - before.namespaces, "sockets": self.listening - before.listening,
-            "loop devices": self.loops - before.loops,
+    def left(self, cluster: "Cluster") -> dict[str, list[str]]:
+        """What is still there of this footprint, by kind; namespaces and sockets also when somebody else holds them."""
+        now = Footprint.of(cluster)
+        everywhere = {n for pid, _ in _parents() for n in _namespaces(pid)}
+        found: dict[str, Iterable[Any]] = {
+            "processes": now.processes, "namespaces": self.namespaces & everywhere,
+            "sockets": self.sockets & _listening(), "mounts": now.mounts, "cgroups": now.cgroups,
+            "loop devices": now.loops,
         }
-        return {kind: sorted(items) for kind, items in found.items() if items}
+        return {kind: sorted(map(str, items)) for kind, items in found.items() if items}
 
 
 class Cluster:
@@ -231,21 +245,33 @@ def until(condition: Callable[[], bool], what: str, *, timeout_s: float = SETTLE
 # ---------------------------------------------------------------- the host
 
 
-def _namespaces() -> Iterator[str]:
-    for kind in ("net", "mnt", "pid"):
-        for link in Path("/proc").glob(f"[0-9]*/ns/{kind}"):
+def _namespaces(pid: int) -> Iterator[str]:
+    for kind in ("net", "mnt", "pid", "user"):
+        try:
+            yield str(Path(f"/proc/{pid}/ns/{kind}").readlink())
+        except OSError:
+            continue  # it ended meanwhile
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    try:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             try:
-                yield str(link.readlink())
+                name = str(descriptor.readlink())
             except OSError:
-                continue  # it ended meanwhile
+                continue
+            if name.startswith("socket:["):
+                yield name.removeprefix("socket:[").removesuffix("]")
+    except OSError:
+        return  # it ended meanwhile
 
 
-def _listening() -> Iterator[str]:
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A":
-                yield f"{table} {fields[1]}"
+def _listening() -> frozenset[str]:
+    """Inode numbers of listening TCP sockets."""
+    return frozenset(
+        fields[9] for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        if (fields := line.split())[3] == "0A"
+    )
 
 
 def _parents() -> Iterator[tuple[int, int]]:

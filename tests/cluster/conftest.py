@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import ROOT, Cluster, Functions, Host, until
+from tests.cluster.cluster import ROOT, Cluster, Footprint, Functions
 
 
 @pytest.fixture(scope="session")
@@ -20,17 +20,19 @@ def _needs_a_host() -> None:
 @pytest.fixture(scope="session")
 def cluster(_needs_a_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The default shape: three AZs, a worker and a frontend in each."""
-    before = Host.look()
     running = Cluster(tmp_path_factory.mktemp("cluster") / "state")
     running.start()
     try:
         yield running
     finally:
+        footprint = Footprint.of(running)
         status = running.stop()
-        family = running.family()
     assert status == 0, "".join(running.output)
-    assert not family, f"processes left: {family}"
-    until(lambda: not Host.look().left_since(before), f"nothing left: {Host.look().left_since(before)}")
+    assert len(footprint.processes) > 10, "the look at the running cluster saw it"
+    assert footprint.namespaces
+    assert footprint.sockets
+    assert footprint.cgroups
+    assert not footprint.left(running)
 
 
 @pytest.fixture(scope="session")

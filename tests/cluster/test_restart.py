@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from tests.cluster.cluster import ROOT, Cluster, Functions, Host, call, until
+from tests.cluster.cluster import ROOT, Cluster, Footprint, Functions, call, until
 
 SMALL = ("--azs", "1")
 
@@ -18,12 +18,11 @@ SMALL = ("--azs", "1")
 @pytest.fixture
 def small(_needs_a_host, tmp_path):
     """A cluster of one AZ, not started yet; whatever is left of it fails the test."""
-    before = Host.look()
     running = Cluster(tmp_path / "state")
     yield running
+    footprint = Footprint.of(running)
     running.labda("down")
-    until(lambda: not running.family(), f"no process left: {running.family()}")
-    until(lambda: not Host.look().left_since(before), f"nothing left: {Host.look().left_since(before)}")
+    assert not footprint.left(running)
 
 
 def test_a_second_start_keeps_the_functions(small):
@@ -48,8 +47,10 @@ def test_kill_9_of_the_supervisor_ends_everything(small):
     name = Functions(client).make("def handler(event, context):\n    return 'kept'\n")
     assert call(client, name).payload == "kept"
     client.close()
-    os.kill(small.pid, signal.SIGKILL)
+    footprint = Footprint.of(small)
+    assert small.stop(signal.SIGKILL) == -signal.SIGKILL
     until(lambda: not small.family(), "its processes end by themselves", timeout_s=10)
+    assert not footprint.left(small)
     small.start(*SMALL)
     client = small.client()
     assert call(client, name).payload == "kept"
@@ -66,7 +67,8 @@ def test_detached(small):
     assert lines[1].startswith("deployed   hello (python3.")
     assert lines[2].startswith('invoked    hello -> {"message": "hello, world"}   cold ')
     assert lines[3].startswith('invoked    hello -> {"message": "hello, world"}   warm ')
-    assert lines[4].startswith('use it     eval "$(labda env')
+    assert lines[4].startswith('use it     eval "$(')
+    assert f"labda env --state {small.root}" in lines[4]
     again = small.labda("up", "--listen", "127.0.0.1:0", "--detach")
     assert again.returncode != 0
     assert "already runs" in again.stderr
