@@ -6,7 +6,7 @@ invocation: what doesn't fit is dropped and counted. Files are written off the l
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -133,7 +133,7 @@ class FunctionLogs:
             if not queue.full():
                 queue.put_nowait(line)
 
-    async def read(self, key: Key, *, since_ms: int, follow: bool) -> AsyncIterator[list[LogLine]]:
+    async def read(self, key: Key, *, since_ms: int, follow: bool) -> AsyncGenerator[list[LogLine], None]:
         """Lines from ``since_ms`` on in batches, then (with ``follow``) new ones for as long as it is read."""
         queue: asyncio.Queue[LogLine] = asyncio.Queue(FOLLOWER_LINES_MAX)
         self._followers.setdefault(key, set()).add(queue)

@@ -17,6 +17,7 @@ from worker.runtime_api.session import RuntimeSession
 from worker.sandbox.driver import ProcessExit, Sandbox, SandboxGone
 
 FLOOD_PAUSE_S = 0.01
+SETTLE_ROUNDS = 32
 SETTLE_TURNS = 4  # of the event loop, after which what a pipe held has been read
 
 # ---------------------------------------------------------------- what is heard
@@ -153,12 +154,16 @@ class RuntimeProcess:
         self._put(Doomed())
 
     async def settle_output(self) -> None:
-        """Waits until what was printed before is read: a pipe is read in its own time, the Runtime API in another."""
-        seen = -1
-        while seen != self.output.received_bytes:
+        """Waits until what was printed before is read: a pipe is read in its own time, the Runtime API in another.
+
+        A pipe holds 64 KiB, so that the rounds are few; what prints on and on in the background is not waited for.
+        """
+        for _ in range(SETTLE_ROUNDS):
             seen = self.output.received_bytes
             for _ in range(SETTLE_TURNS):
                 await asyncio.sleep(0)
+            if seen == self.output.received_bytes:
+                return
 
     # ------------------------------------------------------------ RuntimeEvents
 

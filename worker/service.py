@@ -170,10 +170,13 @@ class WorkerService:
 
     async def _logs(self, request: worker_pb2.LogsRequest, caller: Caller) -> AsyncIterator[worker_pb2.LogLines]:
         key = (request.account, request.function)
-        async for lines in self.logs.read(key, since_ms=request.since_ms, follow=request.follow):
-            yield worker_pb2.LogLines(lines=[
-                worker_pb2.LogLines.Line(at_ms=line.at_ms, stream=line.stream, message=line.message) for line in lines
-            ])
+        found = self.logs.read(key, since_ms=request.since_ms, follow=request.follow)
+        async with contextlib.aclosing(found):  # a follower that goes away must not be kept in mind
+            async for lines in found:
+                yield worker_pb2.LogLines(lines=[
+                    worker_pb2.LogLines.Line(at_ms=line.at_ms, stream=line.stream, message=line.message)
+                    for line in lines
+                ])
 
     # ------------------------------------------------------------ registration
 

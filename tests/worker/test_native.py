@@ -61,6 +61,11 @@ def oom(event, context):
 def big(event, context):
     return "x" * (event - 2)
 
+def background(event, context):
+    import threading
+    threading.Thread(target=lambda: [print("x" * 1000) for _ in iter(int, 1)], daemon=True).start()
+    return "started"
+
 def flood(event, context):
     for _ in range(event):
         print("x" * 1023)
@@ -197,6 +202,14 @@ async def test_a_flood_of_output_is_cut_and_hurts_nobody():
         await ready(region, "flood", timeout_s=60, memory_mb=1024)
         answer = await region.invoke("i1", payload=b"3000", log_tail=True)
         assert b"bytes of output dropped: one invocation may log 1048576 bytes" in answer.result.log_tail
+
+
+async def test_what_prints_on_in_the_background_holds_nothing_up():
+    async with native_region(log_bytes_per_invocation=64 << 20) as region:
+        await ready(region, "background", memory_mb=1000)
+        for number in range(3):
+            async with asyncio.timeout(3):
+                assert (await region.invoke(f"i{number}")).json == "started"
 
 
 async def test_destroyed_while_it_runs_nothing_is_left():
