@@ -80,6 +80,10 @@ class Api(asyncio.Protocol):
         if method == "GET" and path.endswith("/invocation/next"):
             self._runtime.waiting.put_nowait(self._transport)
             return
+        if path.endswith("/ping"):
+            self.answer(self._transport, b"pong")
+            self._transport.close()
+            return
         self._runtime.results.put_nowait((path.rsplit("/", 1)[1], body[:length]))
         self.answer(self._transport, b'{"status":"OK"}', "202 Accepted")
 
