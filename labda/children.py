@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,10 @@ class Children:
         self._observe = observe
         self.by_name: dict[str, Child] = {}
         self._reaper: asyncio.TimerHandle | None = None
+        self._elders = descendants(os.getpid())  # lived before: not ours to end, nor is what they start
 
     def adopt(self) -> None:
-        """What children leave behind becomes ours, to be ended by ``stop_all``."""
+        """What children leave behind becomes ours, to be ended by ``stop_orphans``."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
@@ -112,7 +114,7 @@ class Children:
     async def stop_orphans(self) -> None:
         """Ends what was adopted from children that are gone already."""
         deadline = time.monotonic() + KILLED_S
-        while orphans := descendants(os.getpid()) - set(self.pids().values()):
+        while orphans := descendants(os.getpid(), apart_from=self._elders) - set(self.pids().values()):
             for pid in orphans:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -229,8 +231,8 @@ def parent(pid: int) -> int | None:
     return int(stat[stat.rindex(")") + 2 :].split()[1])
 
 
-def descendants(pid: int) -> set[int]:
-    """Living processes below ``pid``."""
+def descendants(pid: int, *, apart_from: AbstractSet[int] = frozenset()) -> set[int]:
+    """Living processes below ``pid``, without those of ``apart_from`` and what is below them."""
     below: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -242,9 +244,9 @@ def descendants(pid: int) -> set[int]:
     found: set[int] = set()
     queue = [pid]
     while queue:
-        for child in below.get(queue.pop(), ()):
-            found.add(child)
-            queue.append(child)
+        children = [child for child in below.get(queue.pop(), ()) if child not in apart_from]
+        found.update(children)
+        queue += children
     return found
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from labda import endpoint
 from labda.console import ENDS, Console
 from labda.refusal import Refusal, Status
 from labda.state import State
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise Refusal(f"--{error}", Status.USAGE) from error
+    endpoint.parse(options.listen)
     if options.detach:
         return _detach(state, options)
     from chassis import process  # noqa: PLC0415 - as below

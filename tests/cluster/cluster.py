@@ -44,6 +44,7 @@ class Footprint:
     mounts: frozenset[str]          # seen from outside, below its state directory
     cgroups: frozenset[str]
     loops: frozenset[str]           # loop devices whose image lies in its state directory
+    taken_at: int                   # clock ticks since boot
 
     @classmethod
     def of(cls, cluster: "Cluster") -> "Footprint":
@@ -66,12 +67,16 @@ class Footprint:
                 backing.read_text().strip() for backing in Path("/sys/block").glob("loop*/loop/backing_file")
                 if backing.read_text().startswith(root)
             ),
+            taken_at=int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")),
         )
 
     def left(self, cluster: "Cluster") -> dict[str, list[str]]:
-        """What is still there of this footprint, by kind; namespaces and sockets also when somebody else holds them."""
+        """What is still there of this footprint, by kind; namespaces and sockets also when somebody else holds them.
+
+        The kernel gives a namespace's number again: only who was there at the time can hold one of then.
+        """
         now = Footprint.of(cluster)
-        everywhere = {n for pid, _ in _parents() for n in _namespaces(pid)}
+        everywhere = {n for pid, _ in _parents() if _started(pid) <= self.taken_at for n in _namespaces(pid)}
         found: dict[str, Iterable[Any]] = {
             "processes": now.processes, "namespaces": self.namespaces & everywhere,
             "sockets": self.sockets & _listening(), "mounts": now.mounts, "cgroups": now.cgroups,
@@ -243,6 +248,14 @@ def until(condition: Callable[[], bool], what: str, *, timeout_s: float = SETTLE
 
 
 # ---------------------------------------------------------------- the host
+
+
+def _started(pid: int) -> int:
+    """When a process was started, in clock ticks since boot; 0 if it has gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _namespaces(pid: int) -> Iterator[str]:

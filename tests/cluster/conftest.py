@@ -1,4 +1,4 @@
-"""One embedded cluster for nearly all tests of this folder: started once, ended and inspected at the end."""
+"""One embedded cluster for nearly all tests of this folder: started once, ended and inspected after them."""
 
 import os
 from collections.abc import Iterator
