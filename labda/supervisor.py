@@ -114,7 +114,8 @@ class Supervisor:
             self._console.plain("^C ends everything" if self._console.terminal else ENDS)
             self._console.release()
             async for _ in self._ticks():
-                self._console.live(self._status(region))
+                if self._console.terminal:
+                    self._console.live(await self._status(region))
 
     async def _await_ready(self, region: Region) -> bool:
         """Until the region serves; False when it was told to stop before. Raises Refusal."""
@@ -181,10 +182,13 @@ class Supervisor:
                 async with asyncio.timeout(LIVE_S):
                     await self._stop.wait()
 
-    def _status(self, region: Region) -> str:
+    async def _status(self, region: Region) -> str:
         nodes = [node for node in region.nodes if node.node in self._members]
         serving = sum(node.health == "serving" for node in nodes)
-        sandboxes = sum(node.capacity.sandboxes for node in nodes)
+        managers = await region.managers()
+        sandboxes = sum(
+            sum(worker.sandboxes.values()) for answer in managers.values() for worker in answer.workers
+        )
         ill = [f"{node.node} {node.health}" for node in nodes if node.health != "serving"]
         text = f"{serving} of {len(self._members)} processes serve, {_count(sandboxes, 'sandbox')}"
         return text + (f"   {', '.join(ill)}" if ill else "")
