@@ -5,6 +5,9 @@ Owns every gRPC setting and the one table between faults and gRPC's status codes
 tolerate such pings, or it ends idle streams with too_many_pings.
 """
 
+import chassis.grpc_environment  # noqa: F401  # before grpc, which reads it once
+
+# isort: split
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar
