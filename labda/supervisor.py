@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labda import endpoint, launch
+from labda import endpoint, launch, leftovers
 from labda.children import Child, Children, end_leftovers, identify, parent
 from labda.console import ENDS, Console
 from labda.refusal import Refusal
@@ -60,9 +60,12 @@ class Supervisor:
         self._serving = False
 
     async def run(self) -> None:
-        """Until SIGINT or SIGTERM. Raises Refusal when the cluster can't be started; nothing is left then either."""
+        """Until SIGINT, SIGTERM, or SIGHUP of a terminal that closes.
+
+        Raises Refusal when the cluster can't be started; nothing is left then either.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
         began = time.monotonic()
         self._end_leftovers()
@@ -222,6 +225,7 @@ class Supervisor:
             self._console.live(f"ending     {service}")
             killed += await self._children.stop(names, grace_s=0.0 if self._hurry else DRAIN_S)
         await self._children.stop_orphans()
+        leftovers.sweep(self._state)
         self._state.write("processes.json", [])
         for name in killed:
             self._console.line("killed", f"{name} did not end within {DRAIN_S:.0f} s (log: {self._state.log(name)})")

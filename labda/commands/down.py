@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from labda import children
+from labda import children, leftovers
 from labda.refusal import Refusal, Status
 from labda.state import State
 
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     recorded = state.read("processes.json") or []
     holder = state.holder()
     if holder is None:
-        left = children.end_leftovers(recorded, grace_s=LEFTOVER_S)
+        left = children.end_leftovers(recorded, grace_s=LEFTOVER_S) + leftovers.sweep(state)
         if not left:
             sys.stdout.write(f"no cluster runs in {state.root}\n")
             return Status.OK
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
             raise Refusal(f"the cluster (pid {holder}) still ends after {TIMEOUT_S:.0f} s: `kill -9 {holder}` ends it")
         time.sleep(POLL_S)
     left = children.end_leftovers(recorded, grace_s=0.0)
+    leftovers.sweep(state)
     if left:
         raise Refusal(f"these processes had to be killed: {', '.join(left)}; their logs are in {state.root / 'logs'}")
     sys.stdout.write(f"{'ended':<10} everything in {time.monotonic() - began:.1f} s\n")

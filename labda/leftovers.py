@@ -1,0 +1,28 @@
+"""What a cluster that was killed may leave on its host apart from processes: the control groups of its workers.
+
+Owns their removal. A worker removes its own when it ends; one that is killed together with its sandboxes can't, and its
+next start sweeps them. This is for clusters that don't start again.
+"""
+
+from pathlib import Path
+
+from labda.launch import cluster_id
+from labda.state import State
+from worker.sandbox.cgroups import Cgroups, CgroupsMissing, detect
+
+_MARK = "labda-"    # worker.sandbox.cgroups names a worker's groups so
+
+
+def sweep(state: State) -> list[str]:
+    """Removes every control group of this cluster's workers, killing what is left in them. Returns their names."""
+    layout = detect(Path("/proc/self/mountinfo").read_text())
+    if layout.missing():
+        return []   # no worker can have run here
+    homes = {home for home in (layout.v2, *layout.v1.values()) if home}
+    names = sorted({path.name for home in homes for path in Path(home).glob(f"{_MARK}{cluster_id(state)}-*")})
+    for name in names:
+        try:
+            Cgroups(layout, name.removeprefix(_MARK)).close()
+        except CgroupsMissing:
+            continue    # a process that can't be killed yet: its groups stay, and the next sweep meets them again
+    return names
