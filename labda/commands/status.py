@@ -15,7 +15,7 @@ from labda.state import State
 from protos import common_pb2, counting_pb2, worker_manager_pb2
 
 Managers = Mapping[str, worker_manager_pb2.DescribeAnswer]
-_RUNNING = ("busy", "responded", "reserved", "running")   # states of a sandbox that hold an invocation
+_RUNNING = ("reserved",)   # states of a sandbox at its manager that hold an invocation, or linger for the next
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,10 +120,8 @@ def _join(
         name = found["FunctionName"]
         counts = sandboxes.get(name, Counter())
         pool = reserved.get(name)
-        running = (
-            sum(holder.in_use for holder in pool.holders) if pool is not None
-            else sum(count for state, count in counts.items() if state.lower() in _RUNNING)
-        )
+        # By the managers' word: what a frontend last told the ledger of its block may be a while ago.
+        running = sum(count for state, count in counts.items() if state.lower() in _RUNNING)
         functions.append({
             "account": account, "name": name, "runtime": found.get("Runtime", ""), "memory_mb": found["MemorySize"],
             "running": running, "limit": pool.limit if pool is not None else rest,

@@ -1,6 +1,9 @@
 """The command ``labda`` against a running cluster."""
 
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -88,3 +91,34 @@ def test_secrets_are_for_their_owner(cluster):
     for name in ("root.json", "data.key", "ca/ca.key"):
         assert (cluster.root / name).stat().st_mode & 0o077 == 0, name
     assert all(key.stat().st_mode & 0o077 == 0 for key in (cluster.root / "tls").glob("*.key"))
+
+
+def test_status_tells_what_runs_and_logs_follow(cluster, functions, client):
+    name = functions.make("import time\ndef handler(event, context):\n    print('begun')\n    time.sleep(event)\n")
+    client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=2)
+
+    def running() -> int:
+        [found] = [function for function in cluster.status()["functions"] if function["name"] == name]
+        return int(found["running"])
+
+    assert running() == 0
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "labda", "logs", name, "--follow", "--state", str(cluster.root)], cwd=ROOT,
+        stdout=subprocess.PIPE, text=True,
+    )
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            ran = pool.submit(functions.call, name, 2.0)
+            until(lambda: running() == 1, "the invocation is told as running")
+            assert ran.result().error is None
+        until(lambda: running() == 0, "and as over")
+        assert follower.stdout is not None
+        told = []
+        for line in follower.stdout:
+            told.append(line)
+            if "REPORT" in line:
+                break
+        assert any(line.endswith("begun\n") for line in told), told
+    finally:
+        follower.terminate()
+        follower.communicate(timeout=10)
