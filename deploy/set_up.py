@@ -69,7 +69,8 @@ def make_environment() -> None:
     interpreter = str(Path(sys.executable).resolve())
     step(f"virtual environment (Python {sys.version.split()[0]})", interpreter, "-m", "venv", "--clear", str(VENV))
     pip = (str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input")
-    step("locked dependencies", *pip, "install", "--require-hashes", "--no-deps", "-r", str(LOCK))
+    # --use-pep517: Debian 12's pip says a paragraph about a package (pysyncobj) that has only a setup.py.
+    step("locked dependencies", *pip, "install", "--require-hashes", "--no-deps", "--use-pep517", "-r", str(LOCK))
     step("labda itself", *pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     scratch = STAMP.with_name(STAMP.name + ".new")
     scratch.write_text(wanted)
