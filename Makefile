@@ -27,7 +27,7 @@ protos: setup
 # Versions change here only. uv resolves; pip installs what was resolved, by hash.
 lock: setup
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --custom-compile-command 'make lock' --output-file deploy/requirements.lock
 
 bench: setup
