@@ -183,7 +183,7 @@ class FunctionInvoker:
         """The canonical line of one invocation (house style: logs)."""
         _log.info(
             "invocation", cause=request.request_id, account=request.account, function=request.function.name,
-            cold=phases.cold, queued_ms=phases.queued_ms(), ran_ms=phases.ran_ms, outcome=outcome,
+            cold=phases.cold, queued_ms=phases.queued_ms(), ran_ms=round(phases.ran_ms, 3), outcome=outcome,
             phases=phases.shown(),
         )
 
