@@ -20,8 +20,12 @@ def connect(path: Path, *, busy_s: float) -> sqlite3.Connection:
     `busy_s` is how long a statement waits for another process's transaction before "database is locked".
     """
     connection = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
-    # FULL syncs the write-ahead log at every commit: what was acknowledged outlives a power loss.
-    connection.execute("PRAGMA synchronous = FULL")
+    try:
+        # FULL syncs the write-ahead log at every commit: what was acknowledged outlives a power loss.
+        connection.execute("PRAGMA synchronous = FULL")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 

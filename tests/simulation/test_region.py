@@ -53,7 +53,7 @@ def in_process_of_its_own(seed, hash_seed, trace):
 def test_first_invokes_cold_warm_and_a_throttle():
     threads = threading.active_count()
     told, region = in_region(3, first_invokes)
-    assert threading.active_count() == threads, "a simulated region runs on one thread"
+    assert threading.active_count() <= threads, "a simulated region runs on one thread"
     assert [line for line in told if not line.as_expected] == []
     by = {line.what: line for line in told}
     assert by["create hello"].answer.json()["State"] == "Active"
