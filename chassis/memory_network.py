@@ -69,10 +69,6 @@ class Fabric:
         for pipe in [pipe for pipe in self.pipes if pipe.dialler == node]:
             pipe.break_off()
 
-    def revive(self, node: str) -> None:
-        """A new process of that name may use the network."""
-        self._down.discard(node)
-
     def is_down(self, node: str) -> bool:
         return node in self._down
 

@@ -26,7 +26,6 @@ def _answer(status: str, body: bytes, content_type: str = "application/json") ->
 
 ACCEPTED = _answer("202 Accepted", b'{"status":"OK"}\n')
 PONG = _answer("200 OK", b"pong", "text/plain; charset=utf-8")
-RESTORED = _answer("200 OK", b"")
 
 _PHRASES = {
     400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 413: "Request Entity Too Large",
