@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -99,6 +100,28 @@ async def test_what_a_killed_process_leaves_is_adopted_and_ended(children, tmp_p
     await children.stop(["a"], grace_s=0.0)
     await children.stop_orphans()
     assert start_ticks(orphan) is None
+
+
+async def test_what_lived_before_is_not_ended(tmp_path):
+    """Nor what it starts later: these tests once ended a cluster that other tests of the same process had started."""
+    script = "read go; sleep 600 & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdin=PIPE, stdout=PIPE, text=True) as elder:
+        late = 0
+        try:
+            children = Children(environment={"PATH": os.environ["PATH"]}, observe=lambda child: None)
+            assert elder.stdin is not None
+            assert elder.stdout is not None
+            print(file=elder.stdin, flush=True)
+            late = int(elder.stdout.readline())
+            children.start("a", SLEEPER, tmp_path / "a.log")
+            await children.stop(["a"], grace_s=0.0)
+            await children.stop_orphans()
+            assert elder.poll() is None
+            assert start_ticks(late) is not None
+        finally:
+            if late:
+                os.kill(late, signal.SIGKILL)
+            elder.kill()
 
 
 async def test_processes_end_when_their_supervisor_is_killed(tmp_path):
