@@ -67,7 +67,6 @@ _CODE: dict[grpc.StatusCode, FaultCode] = {status: code for code, status in _STA
     grpc.StatusCode.UNAUTHENTICATED: FaultCode.DENIED,
     grpc.StatusCode.UNKNOWN: FaultCode.INTERNAL,
 }
-CUT_S = 1.0  # for how long a stream that is cut waits for its last write before its status is sent
 _DEFINITE = "labda-definite"  # trailing metadata: the peer says that the work certainly did not happen
 
 _log = structlog.get_logger(__name__)
@@ -254,7 +253,6 @@ def _rpc_handler(handler: Handler) -> Any:
             if not stream.cut:
                 raise  # the peer or the server ended the call
             task.uncancel()
-            await stream.quiet(CUT_S)
             await _abort(context, Fault("the stream was cut by the serving side", code=FaultCode.CANCELLED))
 
     codecs = {
@@ -287,14 +285,11 @@ class _ServerStream:
     def __init__(self, context: Any, task: "asyncio.Task[Any]") -> None:
         self._context = context
         self._task = task
-        self._writing: asyncio.Future[None] | None = None
         self.cut = False
 
     async def send(self, message: Any) -> None:
-        # Shielded: a write that is given up midway would leave the call without a way to send its status.
-        self._writing = asyncio.ensure_future(self._context.write(message))
         try:
-            await asyncio.shield(self._writing)
+            await self._context.write(message)
         except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             raise Fault(f"the peer's stream broke while sending ({type(error).__name__})") from error
 
@@ -304,11 +299,6 @@ class _ServerStream:
         except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             raise Fault(f"the peer's stream broke while receiving ({type(error).__name__})") from error
         return None if message is grpc.aio.EOF else message
-
-    async def quiet(self, timeout_s: float) -> None:
-        """Waits until no write is on its way, for ``timeout_s`` at most: a peer that doesn't read never lets it end."""
-        if self._writing is not None and not self._writing.done():
-            await asyncio.wait([self._writing], timeout=timeout_s)
 
     async def finish(self) -> None:
         """The stream ends when its handler returns: nothing to do before."""

@@ -15,6 +15,8 @@ from google.protobuf.message import Message
 from chassis.faults import Fault
 from protos.rpc import Method
 
+LAST_SEND_S = 1.0  # a peer that doesn't read never lets a send end
+
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 Send_contra = TypeVar("Send_contra", contravariant=True)
@@ -147,8 +149,6 @@ class Outbox(Generic[Request]):
         combine: Callable[[list[Any]], Request] | None = None,
         limit: int = 10_000,
     ) -> None:
-
-
         self._stream = stream
         self._combine = combine
         self._limit = limit
@@ -168,6 +168,11 @@ class Outbox(Generic[Request]):
         """Lets ``run`` end once what waits is sent."""
         self._closing = True
         self._wake.set()
+
+    def abandon(self) -> None:
+        """Drops what waits; ``run`` ends after the send that is on its way."""
+        self._waiting.clear()
+        self.close()
 
     async def run(self) -> None:
         """Sends until closed. Raises Fault when the stream breaks."""
@@ -197,8 +202,13 @@ async def converse(
         while (message := await stream.receive()) is not None:
             on_message(message)
     finally:
-        writer.cancel()
-        await asyncio.wait([writer])
+        # gRPC can't send a call's status while a message of it is stuck midway: the last send gets its time.
+        outbox.abandon()
+        try:
+            await asyncio.wait([writer], timeout=LAST_SEND_S)
+        finally:
+            writer.cancel()
+            await asyncio.wait([writer])
 
 
 async def _write(stream: Stream[Request, Any], outbox: Outbox[Request]) -> None:
