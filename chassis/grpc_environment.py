@@ -1,8 +1,7 @@
 """What gRPC reads from the environment when it is imported: set here, before anything imports it.
 
 grpcio 1.78.2 with its event engine crashes (a null pointer in the engine's own threads) about once in ten runs of a few
-refused TLS handshakes and cut streams; without it, never seen in 78 such runs, nor with 1.85.1 in 60. The older pollers
-are also what makes later releases as fast as this one.
+refused TLS handshakes and cut streams; without it, never seen in 103 such runs. A stream's round trip takes the same.
 """
 
 import os
