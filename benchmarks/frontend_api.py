@@ -20,6 +20,7 @@ from tests.frontend_api.world import ACCOUNT, REGION, ROLE, World
 
 ROUNDS = 15
 REQUESTS_SMALL, REQUESTS_LARGE = 2000, 100
+TURN = 20       # requests until the event loop has its turn: the gate refuses when it never gets one
 
 
 def request(world: World, body: bytes) -> dict[str, Any]:
@@ -56,8 +57,10 @@ async def measure(world: World, body: bytes) -> float:
     rounds = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        for _ in range(requests):
+        for n in range(requests):
             await world.application(scope, receive, send)
+            if n % TURN == 0:
+                await asyncio.sleep(0)
         rounds.append((time.perf_counter() - began) / requests * 1e6)
         world.invoker.requests.clear()
         assert status == 200, status

@@ -8,6 +8,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,35 @@ from chassis.faults import Fault, FaultCode
 from chassis.rpc import Caller
 
 Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IssuerConfig:
+    """A placement's own authority, from which it gives certificates to itself and to whoever may have one."""
+
+    certificate: str                        # its intermediate, PEM
+    key: str
+    listen: str                             # where enrolment is served, host:port
+    lifetime_s: float = 86_400.0            # of the certificates that it issues
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.lifetime_s <= 366 * 86_400.0:
+            raise ValueError(f"lifetime_s is {self.lifetime_s}, allowed are 1 s to a year")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolmentConfig:
+    """Where a process gets its certificate, instead of from files that somebody made for it."""
+
+    authority: str                          # the region's root, PEM
+    directory: str = ""                     # for key and certificate; a placement's: for its copy of the node records
+    token_file: str = ""                    # one-time token; of no use any more once a certificate is kept
+    seeds: tuple[str, ...] = ()             # addresses of placements' enrolment listeners
+    issuer: IssuerConfig | None = None      # placements only: they need neither token nor seeds
+
+    def __post_init__(self) -> None:
+        if self.issuer is None and not (self.directory and self.seeds):
+            raise ValueError("name a directory, and seeds: the enrolment listeners of placements")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,17 +58,29 @@ class NodeConfig:
     host: str                               # several processes of one host carry the same
     listen: str                             # gRPC, host:port; port 0: any free one
     placement: tuple[str, ...]              # seeds: addresses of placement processes
-    tls: TlsFiles
+    tls: TlsFiles | None = None             # files that somebody made for this process,
+    enrolment: EnrolmentConfig | None = None    # or how it gets them; one of the two
+    advertise: str = ""                     # host name under which peers reach this process; empty: as it listens
     region: str = "us-east-1"
+    metrics_listen: str = ""                # HTTP host:port of /metrics; port 0: any free one; empty: not served
+    health_socket: str = ""                 # gRPC health on this socket, for checks from inside; empty: none
     trace: str = ""                         # file for the event trace; empty: none
     check: bool = False                     # run the cores' invariants after every event
     log_level: str = "info"
     drain_s: float = 5.0                    # for how long a draining process lets its work finish
     event_loop: str = "uvloop"              # or "asyncio"
 
+    def __post_init__(self) -> None:
+        if (self.tls is None) == (self.enrolment is None):
+            raise ValueError("a process has either tls, files that were made for it, or enrolment")
+
     @property
     def identity(self) -> Caller:
         return Caller(service=self.service, node=self.node, az=self.az, host=self.host)
+
+    def reached(self, address: str) -> str:
+        """What this process registers for an address, host:port, that it is bound to."""
+        return f"{self.advertise}:{address.rpartition(':')[2]}" if self.advertise else address
 
 
 class ConfigFault(Fault):
@@ -65,6 +107,11 @@ def parse(kind: type[Config], text: str, path: str) -> Config:
         raise ConfigFault(f"{path} is not TOML: {error}") from error
     except ConfigFault as fault:
         raise ConfigFault(f"{path}: {fault.message}") from None
+
+
+def changed(settings: Config, changes: Mapping[str, Any]) -> Config:
+    """The same with other values, as TOML has them, for some of its plain settings. Raises ConfigFault."""
+    return _build(type(settings), {**tomllib.loads(dump(settings)), **changes}, "")
 
 
 def _build(kind: type[Config], table: Any, where: str) -> Config:

@@ -1,22 +1,27 @@
 """Registration with placement, and the region's view that comes back: how every process finds its peers.
 
-Owns the streams to the placement processes, this process's heartbeats and the newest view. Refuses to know what peers
-are for. Placement addresses are the only seeds; placements that join later are found through the view. Without any
-placement the last view stays: peers known stay known.
+Owns the streams to the placement processes, this process's heartbeats and the newest view; its network hears from it
+whom the view calls revoked. Refuses to know what peers are for. Placement addresses are the only seeds; placements that
+join later are found through the view. Without any placement the last view stays: peers known stay known.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
 
+from chassis.beat import next_beat
 from chassis.clock import Clock
 from chassis.faults import Fault
 from chassis.process import Tasks
 from chassis.rpc import Network, Outbox, Stream, converse
 from protos import placement_pb2, placement_rpc
 
-HEARTBEAT_S = 0.25
+HEARTBEAT_S = 0.5       # placement routes around a process that is silent for 1 s
+STANDBY_HEARTBEAT_S = 5.0   # to a placement that stands by: it judges by broken streams until it leads
+REPLACED = frozenset({"worker_manager", "placement"})   # whose silence also a standby has to miss, to lead at once
+WATCHERS = frozenset({"operator"})  # they see the view and are no part of it
 REDIAL_S = 0.2
 
 _log = structlog.get_logger(__name__)
@@ -32,10 +37,12 @@ class Directory:
         self.nodes: dict[str, placement_pb2.Node] = {}
         self.owners: tuple[placement_pb2.RegionView.Owner, ...] = ()
         self.owners_version = 0
+        self.margins: tuple[placement_pb2.RegionView.Margin, ...] = ()
         self.term = 0
         self.version = 0
         self.leader = ""                # node id of the active placement
-        self.heard_at = float("-inf")   # monotonic seconds of the active placement's last word
+        self.revoked: dict[str, int] = {}   # nodes that are refused, up to which enrolment
+        self.refresh: Callable[[placement_pb2.Node], None] = lambda _node: None     # before each heartbeat
         self._network = network
         self._clock = clock
         self._tasks = Tasks()
@@ -97,50 +104,78 @@ class Directory:
             self._tasks.start(self._follow(address), name=f"register at {address}")
 
     async def _follow(self, address: str) -> None:
-        channel = self._network.connect(address, service="placement")
-        try:
-            while True:
-                stream = channel.stream(placement_rpc.REGISTER)
-                try:
-                    await self._converse(address, stream)
-                except Fault as fault:
-                    _log.debug("placement", address=address, fault=fault.message)
-                finally:
-                    stream.cancel()
-                await asyncio.sleep(REDIAL_S)
-        finally:
-            await channel.close()
+        while True:
+            # Each time: an operator reaches a container that was started again at another address than before.
+            channel = self._network.connect(address, service="placement")
+            stream = channel.stream(placement_rpc.REGISTER)
+            try:
+                await self._converse(address, stream)
+            except Fault as fault:
+                _log.debug("placement", address=address, fault=fault.message)
+            finally:
+                stream.cancel()
+                await channel.close()
+            await asyncio.sleep(REDIAL_S)
 
     async def _converse(
         self, address: str, stream: Stream[placement_pb2.NodeReport, placement_pb2.RegionView]
     ) -> None:
         outbox = Outbox(stream, limit=64)
         self._outboxes[address] = outbox
+        leading = asyncio.Event()      # whether this placement says that it leads
         outbox.put(placement_pb2.NodeReport(node=self.node, leaving=self._leaving))
-        beat = self._tasks.start(self._beat(outbox), name=f"heartbeat to {address}")
+        beat = self._tasks.start(self._beat(address, outbox, leading), name=f"heartbeat to {address}")
+
+        def hear(view: placement_pb2.RegionView) -> None:
+            if view.active:
+                leading.set()
+            else:
+                leading.clear()
+            self._see(view)
+
         try:
-            await converse(stream, outbox, self._see)
+            await converse(stream, outbox, hear)
         finally:
             del self._outboxes[address]
             beat.cancel()
 
-    async def _beat(self, outbox: Outbox[placement_pb2.NodeReport]) -> None:
+    async def _beat(
+        self, address: str, outbox: Outbox[placement_pb2.NodeReport], leading: asyncio.Event
+    ) -> None:
+        if address == self.node.address or self.node.service in WATCHERS:
+            return      # a placement knows that it is there itself, and misses nobody who only looks
         while True:
-            await asyncio.sleep(HEARTBEAT_S)
+            if leading.is_set() or self.node.service in REPLACED:
+                await next_beat(HEARTBEAT_S)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(STANDBY_HEARTBEAT_S):
+                        await leading.wait()
             report = placement_pb2.NodeReport(heartbeat=True)
+            self.refresh(self.node)
             if self.node.HasField("capacity"):
                 report.load.CopyFrom(self.node.capacity)
             outbox.put(report)
 
+    def _hear_revoked(self, view: placement_pb2.RegionView) -> None:
+        """From any placement, also one that stands by: no leader can keep it from anybody. It only grows."""
+        news = {node: number for node, number in view.revoked.items() if number > self.revoked.get(node, -1)}
+        if news:
+            self.revoked |= news
+            self._network.revoke(news)
+            for observer in self._observers if self._first_view.is_set() else ():
+                observer(self)
+
     def _see(self, view: placement_pb2.RegionView) -> None:
+        self._hear_revoked(view)
         if not view.active or view.term < self.term:
             return
-        self.heard_at = self._clock.monotonic()
         if not view.whole or (view.term == self.term and view.version <= self.version):
             return
         self.term, self.version, self.leader = view.term, view.version, view.leader
         self.nodes = {node.node: node for node in view.nodes}
         self.owners_version, self.owners = view.owners_version, tuple(view.owners)
+        self.margins = tuple(view.margins)
         for node in self.of_service("placement"):
             self._dial(node.address)
         self._first_view.set()

@@ -4,20 +4,26 @@ Owns the machinery only: what an event or an effect means is the service's. A co
 it stamps the time, records the trace line, lets the core check its invariants and performs the effects.
 """
 
+import base64
 import dataclasses
 import enum
 import json
+import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TextIO, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from chassis.clock import Clock
+from chassis.clock import Clock, SystemClock
 
 Event_contra = TypeVar("Event_contra", contravariant=True)
 Event = TypeVar("Event")
 Effect = TypeVar("Effect")
 State = TypeVar("State", bound=enum.Enum)
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+TRACE_BYTES_MAX = 1 << 30
+"""Of one process's trace file: a forgotten trace must not fill the disk."""
 
 
 class Core(Protocol[Event_contra, Effect]):
@@ -27,6 +33,21 @@ class Core(Protocol[Event_contra, Effect]):
 
     def check(self) -> None:
         """Asserts what must hold after every event (docs/invariants.md)."""
+        ...
+
+
+class Aside(Protocol):
+    """What changes a core's state beside its events: permits taken on the hot path, entries that Raft applies.
+
+    Only a trace wants to know. What ``changes`` says is redone before the event when the trace is replayed.
+    """
+
+    def changes(self) -> Sequence[object]:
+        """Since the last call of ``settled``, in order: messages like events and effects."""
+        ...
+
+    def settled(self) -> None:
+        """The core has handled its event: what differs from now on is beside the events again."""
         ...
 
 
@@ -75,22 +96,65 @@ class Story:
         return [f"{at:.3f} {event!r}" for at, event in self._events]
 
 
-class Trace:
-    """The event trace of one process: NDJSON lines (at, node, cause, event, effects)."""
+_encode = json.JSONEncoder(separators=(",", ":")).encode     # json.dumps would make an encoder for every line
 
-    def __init__(self, file: TextIO, node: str) -> None:
+
+class TraceFile(Protocol):
+    """What a trace needs of its file."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Which boot of which kernel a process's times are of: where that is the same, stamps can be compared. Empty:
+    not known."""
+
+    boot: str
+
+
+class Trace:
+    """The event trace of one process, as NDJSON.
+
+    A core begins with a line (at, node, core, parameters): what it was made of, so that ``chassis.replay`` can make it
+    again; a process that starts again begins anew. Every event is a line (at, node, core, cause, event, effects), with
+    ``aside`` where something changed the core's state beside its events. What no core is told, and who judges the run
+    has to know, is a line (at, node, note). A trace that has reached ``bytes_max`` says so in its last line.
+    """
+
+    def __init__(self, file: TraceFile, node: str, *, bytes_max: int = TRACE_BYTES_MAX) -> None:
         self._file = file
         self._node = node
+        self._left = bytes_max
 
-    def write(self, at: float, event: object, effects: list[Any]) -> None:
-        line = {
-            "at": round(at, 6),
-            "node": self._node,
-            "cause": getattr(event, "cause", ""),
-            "event": as_json(event),
-            "effects": [as_json(effect) for effect in effects],
-        }
-        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+    def begin(self, core: str, at: float, parameters: Mapping[str, object]) -> None:
+        self._put({"at": at, "node": self._node, "core": core, "parameters": as_json(parameters)})
+
+    def write(
+        self, core: str, at: float, event: object, effects: list[Any], *, aside: Sequence[object] = (), failed: str = ""
+    ) -> None:
+        """``failed``: what the core raised instead of giving effects. The process ends by it."""
+        line = {"at": at, "node": self._node, "core": core, "cause": getattr(event, "cause", "")}
+        if aside:
+            line["aside"] = as_json(aside)
+        if failed:
+            line["failed"] = failed
+        self._put({**line, "event": as_json(event), "effects": as_json(effects)})
+
+    def note(self, at: float, message: object) -> None:
+        """Something that an edge saw: no core's event, so that a replay passes over it."""
+        self._put({"at": at, "node": self._node, "note": as_json(message)})
+
+    def _put(self, line: dict[str, Any]) -> None:
+        if self._left <= 0:
+            return
+        text = _encode(line) + "\n"
+        self._left -= len(text)
+        self._file.write(text)
+        if self._left <= 0:
+            self._file.write(json.dumps({"at": line["at"], "node": self._node, "ended": "the trace is full"}) + "\n")
 
     def close(self) -> None:
         self._file.close()
@@ -100,20 +164,63 @@ def open_trace(path: str, node: str) -> Trace | None:
     """The trace of a real process: written line by line for its whole life. None for an empty path."""
     if not path:
         return None
-    return Trace(Path(path).open("a", buffering=1), node)  # it ends with the process
+    return trace_to(open_trace_file(path, node), node)
+
+
+def open_trace_file(path: str, node: str) -> int:
+    """A descriptor to append to, behind a note of the host. A line that a killed process left unfinished is ended
+    first. Only its owner may read: events hold functions' environments and signed tickets."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    size = os.fstat(descriptor).st_size
+    ended = b"" if not size or os.pread(descriptor, 1, size - 1) == b"\n" else b"\n"
+    host = {"at": SystemClock().monotonic(), "node": node, "note": as_json(Host(boot=_boot()))}
+    os.write(descriptor, ended + json.dumps(host, separators=(",", ":")).encode() + b"\n")
+    return descriptor
+
+
+def trace_to(descriptor: int, node: str) -> Trace:
+    """A trace at the end of what ``open_trace_file`` gave, perhaps to another process."""
+    size = os.fstat(descriptor).st_size
+    return Trace(os.fdopen(descriptor, "a", buffering=1), node, bytes_max=max(1, TRACE_BYTES_MAX - size))
+
+
+def _boot() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def as_json(value: Any) -> Any:
-    """A message as JSON: dataclasses carry their type's name, enums their name, bytes their length."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
+    """A message as JSON, without loss: ``chassis.replay.decode`` is the reverse.
+
+    Dataclasses carry their type's name, enums are their name, bytes base64; a mapping is an object when its keys are
+    strings, else a list of pairs; sets are in an order that doesn't hang on hashes.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    names = _FIELDS.get(kind)
+    if names is None and dataclasses.is_dataclass(kind):
+        names = _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(kind))
+    if names is not None:
+        return {"type": kind.__name__, **{name: as_json(getattr(value, name)) for name in names}}
+    return _other_as_json(value)
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_FIELDS: dict[type, tuple[str, ...]] = {}   # by dataclass: a traced process asks with every event
+
+
+def _other_as_json(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, bytes):
-        return f"<{len(value)} bytes>"
+        return base64.b64encode(value).decode()
     if isinstance(value, Mapping):
-        return {str(as_json(key)): as_json(item) for key, item in value.items()}
+        if all(isinstance(key, str) for key in value):
+            return {key: as_json(item) for key, item in value.items()}
+        return [[as_json(key), as_json(item)] for key, item in value.items()]
     if isinstance(value, set | frozenset):
         return sorted((as_json(item) for item in value), key=repr)
     if isinstance(value, list | tuple):
@@ -125,7 +232,9 @@ class Driver(Generic[Event, Effect]):
     """Owns one core. ``feed`` is synchronous; an effect that feeds another event is queued behind this one.
 
     ``perform`` does one effect and must not block: it sends, or it starts a task. ``check`` runs the core's invariants
-    after each event: always in tests and in the simulation, by flag in a cluster.
+    after each event: always in tests and in the simulation, by flag in a cluster. ``observe`` sees each event with its
+    effects before they are performed, and counts (``chassis.metrics.Tally``). For the trace only: ``parameters`` is
+    what the core was made of, ``aside`` knows what changes its state beside its events.
     """
 
     def __init__(
@@ -136,14 +245,22 @@ class Driver(Generic[Event, Effect]):
         perform: Callable[[Effect], None],
         trace: Trace | None = None,
         check: bool = False,
+        observe: Callable[[Event, Sequence[Effect]], None] | None = None,
+        parameters: Mapping[str, object] | None = None,
+        aside: Aside | None = None,
     ) -> None:
         self.core = core
+        self._name = type(core).__name__
         self._clock = clock
         self._perform = perform
         self._trace = trace
         self._check = check
+        self._observe = observe
+        self._aside = aside
         self._queue: deque[Event] = deque()
         self._feeding = False
+        if trace is not None:
+            trace.begin(self._name, clock.monotonic(), parameters or {})
 
     def feed(self, event: Event) -> None:
         self._queue.append(event)
@@ -158,10 +275,22 @@ class Driver(Generic[Event, Effect]):
 
     def _step(self, event: Event) -> None:
         now = self._clock.monotonic()
-        effects = self.core.handle(event, now)
-        if self._trace is not None:
-            self._trace.write(now, event, effects)
+        effects = self.core.handle(event, now) if self._trace is None else self._handle_traced(self._trace, event, now)
+        if self._observe is not None:
+            self._observe(event, effects)
         if self._check:
             self.core.check()
         for effect in effects:
             self._perform(effect)
+
+    def _handle_traced(self, trace: Trace, event: Event, now: float) -> list[Effect]:
+        aside = self._aside.changes() if self._aside is not None else ()
+        try:
+            effects = self.core.handle(event, now)
+        except Exception as error:
+            trace.write(self._name, now, event, [], aside=aside, failed=repr(error))
+            raise
+        trace.write(self._name, now, event, effects, aside=aside)
+        if self._aside is not None:
+            self._aside.settled()
+        return effects

@@ -6,13 +6,15 @@ once and always; the simulation puts seeded delays and faults in its place.
 """
 
 import asyncio
+import contextvars
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.message import Message
 
+from chassis.credentials import Revocations
 from chassis.faults import Fault, FaultCode
 from chassis.identity import authorise
 from chassis.rpc import Caller, Channel, Handlers, Server, Stream
@@ -23,6 +25,9 @@ Response = TypeVar("Response", bound=Message)
 
 _log = structlog.get_logger(__name__)
 
+_WIRE = contextvars.Context()
+"""What is on its way is nobody's: it arrives whatever becomes of its sender."""
+
 
 class Link:
     """How messages travel from one process to another: subclass it to delay or to break."""
@@ -30,6 +35,15 @@ class Link:
     def delay_s(self, sender: str, receiver: str) -> float | None:
         """Seconds that the next message takes; None: it is lost, and with it the connection."""
         return 0.0
+
+    def noticed_s(self, sender: str, receiver: str, method: str) -> float:
+        """After how many seconds both ends learn that a message was lost: until then there is silence."""
+        return 0.0
+
+    def repeated_s(self, sender: str, receiver: str, method: str) -> float | None:
+        """How much later a message of a stream comes a second time, and after what was sent behind it. None: never, as
+        with gRPC; worse than that only where a protocol has to bear it."""
+        return None
 
 
 class Fabric:
@@ -39,20 +53,23 @@ class Fabric:
         self.link = link or Link()
         self._servers: dict[str, _MemoryServer] = {}
         self._next_port = 1
-        self.pipes: dict[_Pipe, None] = {}  # open streams in order of opening: a crash breaks them in that order
-        self._down: set[str] = set()
+        self.pipes: dict[Pipe, None] = {}  # open streams in order of opening: a crash breaks them in that order
+        self._networks: dict[str, list[MemoryNetwork]] = {}     # of those that live, by node
 
     def network(self, caller: Caller) -> "MemoryNetwork":
-        return MemoryNetwork(self, caller)
+        """For one process: another one of that name gets another."""
+        network = MemoryNetwork(self, caller)
+        self._networks.setdefault(caller.node, []).append(network)
+        return network
 
-    def listen(self, address: str, handlers: Handlers, owner: Caller) -> "_MemoryServer":
+    def listen(self, address: str, handlers: Handlers, owner: Caller, revoked: Revocations) -> "_MemoryServer":
         host, port = address.rsplit(":", 1)
         if port == "0":
             port, self._next_port = str(self._next_port), self._next_port + 1
         bound = f"{host}:{port}"
         if bound in self._servers:
             raise Fault(f"can't listen on {bound}: it is taken", code=FaultCode.CONFLICT, definite=True)
-        self._servers[bound] = server = _MemoryServer(self, bound, handlers, owner)
+        self._servers[bound] = server = _MemoryServer(self, bound, handlers, owner, revoked)
         return server
 
     def server(self, address: str) -> "_MemoryServer | None":
@@ -62,15 +79,14 @@ class Fabric:
         self._servers.pop(address, None)
 
     def crash(self, node: str) -> None:
-        """The process ``node`` is gone as with kill -9: what it served and dialled breaks, it opens nothing."""
-        self._down.add(node)
+        """The process ``node`` is gone as with kill -9: what it served and dialled breaks, and it opens nothing any
+        more, whatever is left of it here."""
+        for network in self._networks.pop(node, ()):
+            network.over = True
         for server in [server for server in self._servers.values() if server.owner.node == node]:
             server.crash()
         for pipe in [pipe for pipe in self.pipes if pipe.dialler == node]:
             pipe.break_off()
-
-    def is_down(self, node: str) -> bool:
-        return node in self._down
 
 
 class MemoryNetwork:
@@ -79,28 +95,47 @@ class MemoryNetwork:
     def __init__(self, fabric: Fabric, caller: Caller) -> None:
         self._fabric = fabric
         self._caller = caller
+        self._revoked = Revocations()
+        self.over = False   # its process has gone
 
     def connect(self, address: str, *, service: str, node: str = "") -> Channel:
-        return _MemoryChannel(self._fabric, self._caller, address, service, node)
+        return _MemoryChannel(self, self._fabric, self._caller, address, service, node)
 
     async def serve(self, address: str, handlers: Handlers) -> Server:
-        return self._fabric.listen(address, handlers, self._caller)
+        server = self._fabric.listen(address, handlers, self._caller, self._revoked)
+        self._revoked.observe(server.cut_revoked)
+        return server
+
+    def revoke(self, nodes: Mapping[str, int]) -> None:
+        self._revoked.add(nodes)
 
 
 class _MemoryServer:
-    def __init__(self, fabric: Fabric, address: str, handlers: Handlers, owner: Caller) -> None:
+    def __init__(
+        self, fabric: Fabric, address: str, handlers: Handlers, owner: Caller, revoked: Revocations
+    ) -> None:
         self._fabric = fabric
         self.address = address
         self.owner = owner
         self.handlers = handlers
+        self.revoked = revoked
         self.tasks: dict[asyncio.Task[None], None] = {}
-        self.pipes: dict[_Pipe, None] = {}
+        self.pipes: dict[Pipe, None] = {}
+        self._context = contextvars.copy_context()
 
     def run(self, coroutine: Any) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(coroutine)
+        """In the context of whoever listens, not of whoever calls."""
+        task = asyncio.get_running_loop().create_task(coroutine, context=self._context.copy())
         self.tasks[task] = None
         task.add_done_callback(lambda done: self.tasks.pop(done, None))
         return task
+
+    def cut_revoked(self, _news: Mapping[str, int]) -> None:
+        for pipe in list(self.pipes):
+            try:
+                self.revoked.admit(pipe.caller)
+            except Fault as fault:
+                pipe.break_off(fault)
 
     async def close(self, grace_s: float) -> None:
         self._fabric.unlisten(self.address)
@@ -120,7 +155,10 @@ class _MemoryServer:
 
 
 class _MemoryChannel:
-    def __init__(self, fabric: Fabric, caller: Caller, address: str, service: str, node: str) -> None:
+    def __init__(
+        self, network: MemoryNetwork, fabric: Fabric, caller: Caller, address: str, service: str, node: str
+    ) -> None:
+        self._network = network
         self._fabric = fabric
         self._caller = caller
         self._address = address
@@ -128,12 +166,13 @@ class _MemoryChannel:
         self._node = node
 
     def _dial(self, method: Method[Any, Any]) -> tuple[_MemoryServer, Any]:
-        server = None if self._fabric.is_down(self._caller.node) else self._fabric.server(self._address)
+        server = None if self._network.over else self._fabric.server(self._address)
         if server is None:
             raise Fault(f"{method.name} at {self._node or self._service} at {self._address}: nobody listens")
         if server.owner.service != self._service or (self._node and server.owner.node != self._node):
             wanted = self._node or self._service
             raise Fault(f"{self._address} is {server.owner.node}, not {wanted}", code=FaultCode.DENIED)
+        server.revoked.admit(self._caller)
         authorise(method.path, self._caller)
         handler = server.handlers.by_path.get(method.path)
         if handler is None:
@@ -145,10 +184,10 @@ class _MemoryChannel:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         async def serve() -> None:
-            await self._travel(self._caller.node, server.owner.node)
             try:
+                await self._travel(self._caller.node, server.owner.node, method.name)
                 response = await handle(_copy(request), self._caller)
-                await self._travel(server.owner.node, self._caller.node)
+                await self._travel(server.owner.node, self._caller.node, method.name)
             except Fault as fault:
                 _settle(answer, fault)
             except asyncio.CancelledError:
@@ -166,7 +205,7 @@ class _MemoryChannel:
         return response
 
     def stream(self, method: Method[Request, Response]) -> Stream[Request, Response]:
-        pipe = _Pipe(self._fabric, self._caller.node)
+        pipe = Pipe(self._fabric, self._caller, method.name)
         try:
             server, handle = self._dial(method)
         except Fault as fault:
@@ -198,9 +237,9 @@ class _MemoryChannel:
         server, handle = self._dial(method)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._travel(self._caller.node, server.owner.node)
+                await self._travel(self._caller.node, server.owner.node, method.name)
                 async for response in handle(_copy(request), self._caller):
-                    await self._travel(server.owner.node, self._caller.node)
+                    await self._travel(server.owner.node, self._caller.node, method.name)
                     yield _copy(response)
         except TimeoutError:
             raise Fault(f"{method.name} took more than {timeout_s} s", code=FaultCode.TIMEOUT) from None
@@ -208,20 +247,24 @@ class _MemoryChannel:
     async def close(self) -> None:
         return None
 
-    async def _travel(self, sender: str, receiver: str) -> None:
+    async def _travel(self, sender: str, receiver: str, method: str) -> None:
         delay = self._fabric.link.delay_s(sender, receiver)
         if delay is None:
+            await asyncio.sleep(self._fabric.link.noticed_s(sender, receiver, method))
             raise Fault(f"lost on the way from {sender} to {receiver}")
         await asyncio.sleep(delay)
 
 
-class _Pipe:
+class Pipe:
     """A stream's two ends, with a queue each way."""
 
-    def __init__(self, fabric: Fabric, dialler: str) -> None:
+    def __init__(self, fabric: Fabric, caller: Caller, method: str) -> None:
         self.fabric = fabric
-        self.dialler = dialler
+        self.caller = caller
+        self.dialler = caller.node
+        self.method = method
         self.peer = ""
+        self._doomed = False
         self.fault: Fault | None = None
         self.to_server = _Lane(self, up=True)
         self.to_client = _Lane(self, up=False)
@@ -234,10 +277,26 @@ class _Pipe:
         for lane in (self.to_server, self.to_client):
             lane.close(at_once=True)
 
+    def lose(self, sender: str, receiver: str) -> None:
+        """A message was lost: what follows it is lost too, until the ends notice and the stream breaks. What comes the
+        other way arrives until then."""
+        lane = self.to_server if sender == self.dialler else self.to_client
+        lane.doomed = True
+        if self._doomed:
+            return
+        self._doomed = True
+        noticed_s = self.fabric.link.noticed_s(sender, receiver, self.method)
+        if noticed_s <= 0.0:
+            self.break_off()
+        else:
+            asyncio.get_running_loop().call_later(noticed_s, self.break_off, context=_WIRE)
+
     def end(self, fault: Fault | None) -> None:
         """The serving side returned: what it sent still arrives."""
         if fault is not None:
             self.fault = self.fault or fault
+        if self.to_client.doomed:
+            return  # of this nothing arrives either
         self.to_client.close(at_once=False)
         self.to_server.close(at_once=True)
 
@@ -245,19 +304,20 @@ class _Pipe:
 class _Lane:
     """One direction: messages in order, each delayed by the link."""
 
-    def __init__(self, pipe: _Pipe, *, up: bool) -> None:
+    def __init__(self, pipe: Pipe, *, up: bool) -> None:
         self._pipe = pipe
         self._up = up
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._arrives = 0.0
         self.closed = False
+        self.doomed = False
 
     def put(self, message: Any) -> None:
         pipe = self._pipe
         ends = (pipe.dialler, pipe.peer) if self._up else (pipe.peer, pipe.dialler)
-        delay = pipe.fabric.link.delay_s(*ends)
+        delay = None if self.doomed else pipe.fabric.link.delay_s(*ends)
         if delay is None:
-            pipe.break_off()
+            pipe.lose(*ends)
             return
         loop = asyncio.get_running_loop()
         # Strictly later than the one before: timers of one instant fire in no particular order.
@@ -265,7 +325,14 @@ class _Lane:
         if self._arrives <= loop.time():
             self._queue.put_nowait(message)
         else:
-            loop.call_at(self._arrives, self._queue.put_nowait, message)
+            loop.call_at(self._arrives, self._queue.put_nowait, message, context=_WIRE)
+        again_s = pipe.fabric.link.repeated_s(*ends, pipe.method)
+        if again_s is not None:
+            loop.call_at(self._arrives + again_s, self._arrive_again, message, context=_WIRE)
+
+    def _arrive_again(self, message: Any) -> None:
+        if not self.closed:
+            self._queue.put_nowait(_copy(message))
 
     def close(self, *, at_once: bool) -> None:
         if self.closed:
@@ -277,7 +344,9 @@ class _Lane:
             self._queue.put_nowait(None)
         else:
             loop = asyncio.get_running_loop()
-            loop.call_at(max(math.nextafter(self._arrives, math.inf), loop.time()), self._queue.put_nowait, None)
+            loop.call_at(
+                max(math.nextafter(self._arrives, math.inf), loop.time()), self._queue.put_nowait, None, context=_WIRE
+            )
 
     async def get(self) -> Any:
         message = await self._queue.get()
@@ -287,7 +356,7 @@ class _Lane:
 
 
 class _End:
-    def __init__(self, pipe: _Pipe, *, sends: _Lane, receives: _Lane) -> None:
+    def __init__(self, pipe: Pipe, *, sends: _Lane, receives: _Lane) -> None:
         self._pipe = pipe
         self._sends = sends
         self._receives = receives

@@ -6,6 +6,7 @@ returns something that can be drained.
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -39,8 +40,9 @@ def run(config: NodeConfig, start: Callable[[], Awaitable[Service]]) -> NoReturn
 
 def leave(status: int) -> NoReturn:
     """Ends the process at once. gRPC's own exit handler would wait 2 s for threads that have nothing left to do."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk, or nobody who reads: no reason to stay
+            stream.flush()
     os._exit(status)
 
 
@@ -50,11 +52,21 @@ async def _live(config: NodeConfig, start: Callable[[], Awaitable[Service]]) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _settle, stop, 0)
     loop.set_exception_handler(lambda _loop, context: _on_bug(stop, context))
+    starting = asyncio.ensure_future(start())
+    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        await asyncio.wait((starting,), timeout=config.drain_s)
+    if not starting.done():     # it waits for its certificate, perhaps, and that can take long: nothing to drain
+        starting.cancel()
+        await asyncio.wait((starting,))
+        return stop.result()
     try:
-        service = await start()
+        service = await starting
     except Fault as fault:
         _log.error("can't start", fault=fault.message)
         return 1
+    # What was made up to here stays: a full collection must not walk it again and again while requests wait.
+    gc.freeze()
     _log.info("serving")
     status = await stop
     with contextlib.suppress(TimeoutError):  # what didn't finish in time is cut off by our exit
@@ -81,7 +93,8 @@ class Tasks:
     """References to a process's background tasks: asyncio itself keeps weak ones only.
 
     A task that ends with a Fault is logged; one that ends with anything else is a bug and goes to the loop's exception
-    handler at once instead of when it is collected.
+    handler at once instead of when it is collected. So does one that ends cancelled though nobody cancelled it: what it
+    awaited was, and it would be missing without a word.
     """
 
     def __init__(self) -> None:
@@ -96,6 +109,10 @@ class Tasks:
     def _done(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.pop(task, None)
         if task.cancelled():
+            if not task.cancelling():
+                task.get_loop().call_exception_handler(
+                    {"message": f"task {task.get_name()} ended by a cancellation that nobody asked for", "task": task}
+                )
             return
         error = task.exception()
         if isinstance(error, Fault):
@@ -104,6 +121,11 @@ class Tasks:
             task.get_loop().call_exception_handler(
                 {"message": f"task {task.get_name()} failed", "exception": error, "task": task}
             )
+
+    async def settle(self, timeout_s: float) -> None:
+        """Waits until they have ended by themselves, at most so long."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
 
     async def cancel(self) -> None:
         """Cancels all and waits until they are gone."""

@@ -6,9 +6,9 @@ Every failure of a call is a ``Fault``.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from google.protobuf.message import Message
 
@@ -31,6 +31,7 @@ class Caller:
     node: str
     az: str
     host: str
+    enrolment: int = 0      # the how manieth of this node: a token each; 0: it never needed one
 
 
 class Stream(Protocol[Send_contra, Receive_co]):
@@ -53,22 +54,35 @@ class Stream(Protocol[Send_contra, Receive_co]):
         ...
 
 
-class Channel(Protocol):
-    """A connection to one peer, made when first needed and made again after a break."""
+@runtime_checkable
+class Pushing(Protocol[Receive_co]):
+    """A stream that can hand over what arrives in the very turn of the event loop in which it does."""
 
-    async def call(self, method: Method[Request, Response], request: Request, *, timeout_s: float) -> Response: ...
+    async def listen(self, on_message: Callable[[Receive_co], None]) -> None:
+        """Instead of ``receive``: returns when the peer finished. Raises Fault, and whatever ``on_message`` raises."""
+        ...
+
+
+class StreamChannel(Protocol):
+    """A connection to one peer, made when first needed and made again after a break."""
 
     def stream(self, method: Method[Request, Response]) -> Stream[Request, Response]:
         """Opens a bidirectional stream. It lives until either side ends it; keepalive finds a dead peer."""
         ...
+
+    async def close(self) -> None: ...
+
+
+class Channel(StreamChannel, Protocol):
+    """A channel that carries calls as well."""
+
+    async def call(self, method: Method[Request, Response], request: Request, *, timeout_s: float) -> Response: ...
 
     def fetch(
         self, method: Method[Request, Response], request: Request, *, timeout_s: float
     ) -> AsyncIterator[Response]:
         """One request, many responses. ``timeout_s`` is for the whole."""
         ...
-
-    async def close(self) -> None: ...
 
 
 class Server(Protocol):
@@ -79,15 +93,25 @@ class Server(Protocol):
         ...
 
 
-class Network(Protocol):
-    """One process's way to its peers."""
+class StreamNetwork(Protocol):
+    """One process's way to its peers, for streams. Every ``Network`` is one."""
 
-    def connect(self, address: str, *, service: str, node: str = "") -> Channel:
+    def connect(self, address: str, *, service: str, node: str = "") -> StreamChannel:
         """A channel to a peer whose certificate must be of ``service`` (and of ``node``, where one is given)."""
         ...
 
     async def serve(self, address: str, handlers: "Handlers") -> Server:
         """Serves at host:port (port 0: any free one). Raises Fault when the address can't be had."""
+        ...
+
+
+class Network(StreamNetwork, Protocol):
+    """One process's way to its peers."""
+
+    def connect(self, address: str, *, service: str, node: str = "") -> Channel: ...
+
+    def revoke(self, nodes: Mapping[str, int]) -> None:
+        """Refuses these nodes (up to the number of an enrolment) as callers from now on and cuts their streams."""
         ...
 
 
@@ -199,8 +223,7 @@ async def converse(
     """
     writer = asyncio.get_running_loop().create_task(_write(stream, outbox))
     try:
-        while (message := await stream.receive()) is not None:
-            on_message(message)
+        await listen(stream, on_message)
     finally:
         # gRPC can't send a call's status while a message of it is stuck midway: the last send gets its time.
         outbox.abandon()
@@ -209,6 +232,15 @@ async def converse(
         finally:
             writer.cancel()
             await asyncio.wait([writer])
+
+
+async def listen(stream: Stream[Any, Response], on_message: Callable[[Response], None]) -> None:
+    """Calls ``on_message`` with what arrives, in order. Returns when the peer finished. Raises Fault."""
+    if isinstance(stream, Pushing):
+        await stream.listen(on_message)
+    else:
+        while (message := await stream.receive()) is not None:
+            on_message(message)
 
 
 async def _write(stream: Stream[Request, Any], outbox: Outbox[Request]) -> None:

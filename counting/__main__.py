@@ -6,10 +6,11 @@ import random
 import sys
 from pathlib import Path
 
-from chassis import config, process
-from chassis.certificates import Tls
+from chassis import config, metrics_server, process
 from chassis.clock import SystemClock
+from chassis.enrolment import credentials_of
 from chassis.faults import Fault
+from chassis.framed_network import FramedNetwork
 from chassis.grpc_network import GrpcNetwork
 from chassis.machine import open_trace
 from counting.config import CountingConfig
@@ -30,10 +31,13 @@ def main() -> int:
         return 1
 
     async def start() -> CountingService:
-        network = GrpcNetwork(Tls.read(settings.node.tls))
+        clock, generator = SystemClock(), random.SystemRandom()
+        credentials = await credentials_of(settings.node, clock, generator)
+        network = GrpcNetwork(credentials, health_socket=settings.node.health_socket)
         service = CountingService(
-            settings, network=network, clock=SystemClock(), generator=random.SystemRandom(), pid=os.getpid(),
-            trace=open_trace(settings.node.trace, settings.node.node),
+            settings, network=network, streams=FramedNetwork(credentials), clock=clock, generator=generator,
+            pid=os.getpid(), trace=open_trace(settings.node.trace, settings.node.node),
+            metrics=await metrics_server.serve(settings.node, clock, credentials),
         )
         return await service.start()
 

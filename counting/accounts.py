@@ -13,6 +13,9 @@ ACCOUNT_LIMIT_DEFAULT = 1000
 UNRESERVED_FLOOR = 100
 """Reservations leave at least this much to functions without one (PutFunctionConcurrency)."""
 
+REQUESTS_MAX = 256
+"""Ids of changes that an account remembers, the newest: who asks again does so within seconds."""
+
 WHOLE = -1
 """In `crossing`: the holder hasn't said yet, so its whole block is charged."""
 
@@ -22,6 +25,7 @@ class Account:
     """`generation` grows with each change of limits; `generations` says at which one each pool last changed.
 
     `crossing`: per function with a reservation, how many of its runs the sessions' blocks of the rest still carry.
+    `requests`: changes by their request's id, oldest first: the generation, and whether it changed anything.
     """
 
     limit: int
@@ -30,6 +34,7 @@ class Account:
     generations: dict[Pool, int] = field(default_factory=dict)
     granted: dict[Pool, int] = field(default_factory=dict)
     crossing: dict[str, dict[Session, int]] = field(default_factory=dict)
+    requests: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
     def unreserved(self) -> int:
         return self.limit - sum(self.reserved.values())
@@ -47,6 +52,14 @@ class Account:
             # A pool that is gone and empty needs no generation: an account's generations never come twice.
             if pool.function and pool.function not in self.reserved:
                 self.generations.pop(pool, None)
+
+    def remember(self, request: str, generation: int, changed: bool) -> None:
+        """An id that was applied: asked again, it changes nothing."""
+        if not request:
+            return
+        self.requests[request] = (generation, changed)
+        while len(self.requests) > REQUESTS_MAX:
+            del self.requests[next(iter(self.requests))]
 
     def uncross(self, session: Session) -> None:
         """The session's block of the rest is empty: nothing of it runs for a moved function."""

@@ -2,7 +2,8 @@
 
 A command is one thing that happens to the ledger; a `Batch` is what one Raft entry carries. The encoding is JSON with
 type names, because entries outlive processes and must be readable years later; a batch carries the version of the
-command language (rule 11), and a member that doesn't know it refuses to go on rather than to diverge.
+command language (rule 11), and a member that doesn't know it refuses to go on rather than to diverge. A field that came
+with a later version is left out of a batch of an earlier one.
 Refuses to know: what a command does (ledger.py), when it is proposed (core.py).
 """
 
@@ -12,8 +13,23 @@ from typing import Any
 
 from counting.words import Incarnation, Pool, PoolKind, Session
 
-VERSION = 1
-"""The command language that this build speaks. Proposed only when every member knows it."""
+VERSION = 3
+"""The command language that this build speaks. Proposed only when every member knows it.
+
+2: changes of limits carry their request's id and are applied once per id; a long count comes in parts.
+3: operators declare worker incarnations dead.
+"""
+
+OLDEST = 1
+"""What every member knows that says nothing of itself."""
+
+BATCH_BYTES_MAX = 512 * 1024
+"""Most bytes of one batch, by `weight`; an entry of the log holds twice as much."""
+
+PART_RUNS = 1000
+"""Most runs of one CountBlocks: about 300 KiB."""
+
+_PLAIN_BYTES, _ITEM_BYTES = 512, 384
 
 
 class UnknownVersionError(Exception):
@@ -80,17 +96,22 @@ class AckGeneration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetReserved:
-    """Sets a function's reservation, or gives it up (`value` None). Equal to what is: nothing changes."""
+    """Sets a function's reservation, or gives it up (`value` None). Equal to what is: nothing changes.
+
+    `request`: an id that was applied before changes nothing either, whatever happened since.
+    """
 
     account: str
     function: str
     value: int | None
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAccountLimit:
     account: str
     limit: int
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +138,13 @@ class EvictWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeclareDead:
+    """An operator's word that this incarnation is dead, which is proof (rule 7). One that never joined never will."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MarkDraining:
     """A silent or replaced frontend: its blocks are fenced from here on and charged whole until they are counted."""
 
@@ -135,10 +163,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountBlocks:
-    """Every member reported (or is gone): the session's blocks shrink to what runs of them."""
+    """Every member reported (or is gone): the session's blocks shrink to what runs of them.
+
+    A long report comes in parts: the `first` forgets what an earlier leader had begun, the `last` counts.
+    """
 
     session: Session
     runs: tuple[Run, ...]
+    first: bool = True
+    last: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +186,7 @@ class EndOfInvocation:
 
 Command = (
     OpenSession | CloseSession | Acquire | GiveBack | AckGeneration | SetReserved | SetAccountLimit
-    | JoinWorker | LeaveWorker | EvictWorker | MarkDraining | CountBlocks | EndOfInvocation
+    | JoinWorker | LeaveWorker | EvictWorker | DeclareDead | MarkDraining | CountBlocks | EndOfInvocation
 )
 
 
@@ -241,6 +274,14 @@ class MemberGone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """It is a member no more, and never will be one; `changed` False: that was so before."""
+
+    incarnation: Incarnation
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
     """The session is draining now (or was already: `changed` False)."""
 
@@ -255,27 +296,51 @@ class Counted:
 
 
 Result = (
-    Opened | AcquireDone | Done | Fenced | SequenceGap | ReservedSet | BelowFloor | MemberGone | Drained | Counted
+    Opened | AcquireDone | Done | Fenced | SequenceGap | ReservedSet | BelowFloor | MemberGone | Declared | Drained
+    | Counted
 )
 
 # ---------------------------------------------------------------- bytes
+
+
+def weight(command: Command) -> int:
+    """About how many bytes a command takes in a batch, names of usual length taken for granted."""
+    match command:
+        case Acquire(wishes=items) | CountBlocks(runs=items) | AckGeneration(moved=items):
+            return _PLAIN_BYTES + _ITEM_BYTES * len(items)
+        case _:
+            return _PLAIN_BYTES
+
 
 _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         OpenSession, CloseSession, Wish, Acquire, GiveBack, AckGeneration, SetReserved, SetAccountLimit, JoinWorker,
-        LeaveWorker, EvictWorker, MarkDraining, Run, CountBlocks, EndOfInvocation, Pool, Session, Incarnation,
+        LeaveWorker, EvictWorker, DeclareDead, MarkDraining, Run, CountBlocks, EndOfInvocation, Pool, Session,
+        Incarnation,
     )
 }
-_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS.values()}
+DECLARING = 3
+"""The first command language with DeclareDead: a batch of an earlier one must not hold it."""
+
+_SINCE = {
+    (SetReserved, "request"): 2, (SetAccountLimit, "request"): 2, (CountBlocks, "first"): 2, (CountBlocks, "last"): 2,
+}
+_FIELDS: dict[int, dict[type, tuple[str, ...]]] = {
+    version: {
+        kind: tuple(field.name for field in fields(kind) if _SINCE.get((kind, field.name), OLDEST) <= version)
+        for kind in _KINDS.values()
+    }
+    for version in range(OLDEST, VERSION + 1)
+}
 
 
-def _plain(value: Any) -> Any:
-    names = _FIELDS.get(type(value))
+def _plain(value: Any, known: dict[type, tuple[str, ...]]) -> Any:
+    names = known.get(type(value))
     if names is not None:
-        return {"": type(value).__name__, **{name: _plain(getattr(value, name)) for name in names}}
+        return {"": type(value).__name__, **{name: _plain(getattr(value, name), known) for name in names}}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, known) for item in value]
     return int(value) if isinstance(value, PoolKind) else value
 
 
@@ -293,19 +358,20 @@ def _rich(value: Any) -> Any:
 
 def encode(batch: Batch) -> bytes:
     """One batch as bytes; the same batch gives the same bytes."""
-    plain = [batch.version, batch.stamp, batch.number, [_plain(command) for command in batch.commands]]
+    known = _FIELDS[batch.version]
+    plain = [batch.version, batch.stamp, batch.number, [_plain(command, known) for command in batch.commands]]
     return json.dumps(plain, separators=(",", ":")).encode()
 
 
-def decode(data: bytes) -> Batch:
+def decode(data: bytes, knows: int = VERSION) -> Batch:
     """The batch that `encode` wrote.
 
-    Raises UnknownVersionError for a version above ours, ValueError/KeyError/TypeError for bytes that `encode` never
+    Raises UnknownVersionError for a version above `knows`, ValueError/KeyError/TypeError for bytes that `encode` never
     wrote.
     """
     version, stamp, number, commands = json.loads(data)
-    if version > VERSION:
+    if version > knows:
         raise UnknownVersionError(
-            f"a ledger entry is written in command version {version}, this member knows up to {VERSION}: upgrade it"
+            f"a ledger entry is written in command version {version}, this member knows up to {knows}: upgrade it"
         )
     return Batch(version=version, stamp=stamp, number=number, commands=tuple(_rich(item) for item in commands))

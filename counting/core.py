@@ -9,9 +9,9 @@ streams (rule 10). Refuses to know protobuf, streams, Raft's insides, clocks.
 from typing import assert_never
 
 from counting import commands as c
-from counting import frontends, limits, rounds, workers
+from counting import frontends, limits, report, rounds, workers
 from counting import messages as m
-from counting.desk import Desk
+from counting.desk import Desk, Why
 from counting.leadership import Leadership, Timing
 from counting.ledger import Ledger
 from counting.words import Incarnation, Pool
@@ -41,8 +41,40 @@ class CountingCore:
         return self._own.index
 
     @property
+    def leads(self) -> bool:
+        return self._leading
+
+    @property
+    def rounds(self) -> int:
+        """Recall rounds begun in this leadership."""
+        return self._own.rounds
+
+    @property
+    def commands_waiting(self) -> int:
+        """For the next batch."""
+        return len(self._own.gathering.commands)
+
+    @property
+    def changes_outstanding(self) -> int:
+        """Changes of limits whose callers wait until they bind everywhere."""
+        return len(self._own.bindings)
+
+    @property
     def desks(self) -> dict[Pool, Desk]:
         return self._own.desks
+
+    def hosts(self, now: float) -> list[report.HostReport]:
+        """For operators: every host that has a worker in the ledger, or had one that was declared dead."""
+        return report.hosts(self._own, now)
+
+    def report(self, account: str, now: float) -> list[report.PoolReport]:
+        """For operators: every pool of an account, or of all."""
+        return report.pools(self._own, account, now)
+
+    @property
+    def leads_since(self) -> float:
+        """When this leadership began."""
+        return self._own.since
 
     # ------------------------------------------------------------ the one way in
 
@@ -65,7 +97,10 @@ class CountingCore:
             case m.Join(link=link):
                 self._joins[link] = event
                 self._own.do(m.SendNotLeader(link=link, term=self._own.term, hint=self._hint, cause=event.cause))
-            case m.SetReservedCall(call=call) | m.SetAccountLimitCall(call=call) | m.ReadCall(call=call):
+            case (
+                m.SetReservedCall(call=call) | m.SetAccountLimitCall(call=call) | m.DeclareDeadCall(call=call)
+                | m.ReadCall(call=call)
+            ):
                 self._own.do(m.AnswerNotLeader(call=call, term=self._own.term, hint=self._hint, cause=event.cause))
             case m.LinkLost(link=link):
                 self._lose(link)
@@ -82,10 +117,10 @@ class CountingCore:
                 self._flush(event)
             case m.Tick():
                 self._tick(now)
-            case m.SetReservedCall(account=account, function=function, value=value):
-                self._own.gathering.add(c.SetReserved(account=account, function=function, value=value), event)
-            case m.SetAccountLimitCall(account=account, limit=limit):
-                self._own.gathering.add(c.SetAccountLimit(account=account, limit=limit), event)
+            case m.SetReservedCall() | m.SetAccountLimitCall():
+                self._own.gathering.add(limits.command(event), event)
+            case m.DeclareDeadCall():
+                workers.declare_dead(self._own, event)
             case m.ReadCall(call=call):
                 self._own.gathering.reads.append(call)
             case m.LinkLost(link=link):
@@ -103,7 +138,10 @@ class CountingCore:
     def _change_leadership(self, event: m.Led | m.Deposed, now: float) -> None:
         calls = [b.call for b in self._own.bindings] + self._waiting_calls()
         old = self._own
-        self._own = Leadership(ledger=old.ledger, timing=old.timing, term=event.term, index=old.index)
+        self._own = Leadership(
+            ledger=old.ledger, timing=old.timing, term=event.term, index=old.index, since=now,
+            number=event.term << 32,
+        )
         self._leading = isinstance(event, m.Led)
         if isinstance(event, m.Led):
             self._hint = ""
@@ -126,7 +164,7 @@ class CountingCore:
         calls = [call for gathering in gatherings for call in gathering.reads]
         return calls + [
             origin.call for gathering in gatherings for origin in gathering.origins
-            if isinstance(origin, m.SetReservedCall | m.SetAccountLimitCall)
+            if isinstance(origin, m.SetReservedCall | m.SetAccountLimitCall | m.DeclareDeadCall)
         ]
 
     def _lose(self, link: int) -> None:
@@ -137,10 +175,6 @@ class CountingCore:
         if session is not None and self._own.links.get(session) == link:
             del self._own.links[session]
 
-    # ------------------------------------------------------------ frontends
-
-    # ------------------------------------------------------------ workers
-
     # ------------------------------------------------------------ batches
 
     def _flush(self, event: m.Flush) -> None:
@@ -148,6 +182,8 @@ class CountingCore:
         if self._own.in_flight is not None:
             return
         self._own.number += 1
+        # What was once proposed in is known to all, also while one of them is away.
+        self._own.version = max(self._own.version, self._own.ledger.version, event.version)
         gathering, self._own.gathering = self._own.gathering.split()
         for desk in self._own.busy.values():
             rounds.acquire(self._own, desk, gathering)
@@ -156,12 +192,14 @@ class CountingCore:
             if turn is not None and not turn.pending and turn.closing is None and not self._own.gathering:
                 turn.closing = self._own.number
         self._own.in_flight = (self._own.number, gathering)
-        batch = c.Batch(stamp=event.wall, number=self._own.number, commands=tuple(gathering.commands))
+        batch = c.Batch(
+            stamp=event.wall, number=self._own.number, commands=tuple(gathering.commands), version=self._own.version
+        )
         self._own.do(m.Propose(batch=batch, cause=event.cause))
 
     def _committed(self, event: m.Committed, now: float) -> None:
         if self._own.in_flight is None or self._own.in_flight[0] != event.batch.number:
-            return  # a batch of an earlier leadership of ours, applied late: the ledger has it, nobody waits for it
+            return  # another leadership's: applied before we were told that ours is over, and nobody here waits for it
         _, gathering = self._own.in_flight
         self._own.in_flight = None
         self._own.index = event.index
@@ -173,7 +211,7 @@ class CountingCore:
             self._own.do(m.AnswerRead(call=call, cause=event.cause))
         for desk in self._own.busy.values():
             if desk.round is not None and desk.round.closing == event.batch.number:
-                rounds.close(self._own, desk, desk.round)
+                rounds.close(self._own, desk, desk.round, now)
 
     def _result(self, origin: m.Event | None, result: c.Result, now: float) -> None:  # noqa: C901 - one case per result
         cause = origin.cause if origin is not None else ""
@@ -185,6 +223,8 @@ class CountingCore:
                     workers.fence_everywhere(self._own, replaced, f"replaced by {session}")
                 if isinstance(origin, m.Hello) and self._hellos.get(origin.link) is origin:
                     frontends.welcome(self._own, origin, session, now)
+                else:
+                    self._own.heard[session] = now  # its stream broke meanwhile: suspected like everybody's
             case c.Drained(session=session, changed=changed):
                 if changed:
                     workers.fence_everywhere(self._own, session, "silent")
@@ -205,6 +245,8 @@ class CountingCore:
                     self._own.do(m.AnswerBelowFloor(
                         call=origin.call, account_limit=limit, reserved_elsewhere=elsewhere, floor=floor, cause=cause
                     ))
+            case c.Declared():
+                workers.declared(self._own, origin, result)
             case c.MemberGone():
                 if isinstance(origin, m.Join):
                     self._own.do(m.SendEvicted(link=origin.link, cause=cause))
@@ -229,10 +271,6 @@ class CountingCore:
             case _:
                 pass
 
-    # ------------------------------------------------------------ limits (rule 9)
-
-    # ------------------------------------------------------------ rounds (rule 4)
-
     # ------------------------------------------------------------ time
 
     def _tick(self, now: float) -> None:
@@ -243,7 +281,7 @@ class CountingCore:
             if turn is not None and turn.pending and turn.deadline <= now:
                 desk.round = None
                 silent = tuple(sorted(s.frontend for s in turn.pending))
-                rounds.refuse_unproven(self._own, desk, turn, "a frontend that holds permits doesn't answer", silent)
+                rounds.refuse_unproven(self._own, desk, turn, Why.SILENT, silent, now)
         for session, heard in list(self._own.heard.items()):
             if heard + timing.suspect_s <= now:
                 del self._own.heard[session]
@@ -265,7 +303,7 @@ class CountingCore:
             if not self._own.flushing and self._has_work():
                 self._own.flushing = True
                 self._own.do(m.FlushSoon())
-        wake = self._next_wake()
+        wake = self._next_wake(now)
         if wake is not None and (self._own.wake is None or wake < self._own.wake):
             self._own.wake = wake
             self._own.do(m.WakeAt(at=wake))
@@ -283,10 +321,14 @@ class CountingCore:
                 del self._own.busy[pool]
         return work
 
-    def _next_wake(self) -> float | None:
+    def _next_wake(self, now: float) -> float | None:
         timing = self._own.timing
         turns = [desk.round for desk in self._own.busy.values() if desk.round is not None]
         times = [turn.deadline for turn in turns if turn.pending]
+        times += [
+            desk.pause_until for desk in self._own.busy.values()
+            if desk.waiters and desk.round is None and desk.pause_until > now
+        ]
         times += [heard + timing.suspect_s for heard in self._own.heard.values()]
         times += [binding.deadline for binding in self._own.bindings]
         for incarnation, answered in self._own.fencing.answered.items():

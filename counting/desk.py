@@ -4,12 +4,30 @@ Volatile: a new leader starts with an empty desk and new round numbers. Owns ord
 commands and Raft (core.py), and how much is free (ledger.py).
 """
 
+import enum
+import math
 from dataclasses import dataclass, field
 
 from counting.words import Pool, Session
 
+PAUSE_S = 0.25
+"""Between rounds that prove nothing. What comes free goes to who waits without a round."""
+
 REASK_S = 0.25
 """An id that was granted and is asked for again without having seen the grant counts anew only after this long."""
+
+
+class Why(enum.Enum):
+    """Why a round refused its requests: the word that operators count by, and the reason that is told."""
+
+    LIMIT = ("limit", "nothing is free")
+    SILENT = ("silent holder", "a frontend that holds permits doesn't answer")
+    DRAINING = ("not yet counted", "a frontend that is gone holds permits not yet counted")
+    PENDING = ("pending change", "a change of limits isn't acknowledged everywhere yet")
+
+    def __init__(self, word: str, reason: str) -> None:
+        self.word = word
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +35,7 @@ class Waiter:
     session: Session
     id: int
     order: int  # of arrival at this leader, over all sessions of the pool
+    at: float   # when
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +58,8 @@ class Desk:
     spare: dict[Session, int] = field(default_factory=dict)
     in_use: dict[Session, int] = field(default_factory=dict)  # as last reported
     round: Round | None = None
-    throttled: int = 0
+    pause_until: float = 0.0    # no round begins before: the one before proved nothing, and those who wait still do
+    refused: dict[str, int] = field(default_factory=dict)    # requests by the reason's word, since this leader leads
     _order: int = 0
 
     def ask(self, session: Session, waiting: tuple[int, ...], spare: int, seen: int, now: float) -> None:
@@ -59,8 +79,15 @@ class Desk:
                 continue
             self.granted.pop(key, None)
             self._order += 1
-            self.waiters[key] = Waiter(session=session, id=id_, order=self._order)
+            self.waiters[key] = Waiter(session=session, id=id_, order=self._order, at=now)
         self.spare[session] = spare
+
+    def use(self, session: Session, in_use: int) -> None:
+        """What the session says that it uses of its block. Nothing follows from it: operators see it."""
+        if in_use:
+            self.in_use[session] = in_use
+        else:
+            self.in_use.pop(session, None)
 
     def drop(self, session: Session) -> None:
         """The session is gone: nobody waits there any more. Its answer to a round isn't coming."""
@@ -96,14 +123,17 @@ class Desk:
         self.round = Round(number=number, bound=self._order, deadline=deadline, pending=set(holders))
         return self.round
 
-    def refuse(self, bound: int) -> dict[Session, tuple[int, ...]]:
-        """Takes the waiters that a round served off the desk: session -> their ids, oldest first."""
-        refused: dict[Session, tuple[int, ...]] = {}
+    def refuse(self, bound: int, why: "Why", came_by: float = math.inf) -> dict[Session, tuple[int, ...]]:
+        """Takes the waiters that a round served, and that had come by then, off the desk: their ids, oldest first."""
+        refused: dict[Session, list[int]] = {}
         for key, waiter in list(self.waiters.items()):
-            if waiter.order <= bound:
+            if waiter.order <= bound and waiter.at <= came_by:
                 del self.waiters[key]
-                refused[waiter.session] = (*refused.get(waiter.session, ()), waiter.id)
-        return refused
+                refused.setdefault(waiter.session, []).append(waiter.id)
+        count = sum(map(len, refused.values()))
+        if count:
+            self.refused[why.word] = self.refused.get(why.word, 0) + count
+        return {session: tuple(ids) for session, ids in refused.items()}
 
     def check(self) -> None:
         orders = [waiter.order for waiter in self.waiters.values()]

@@ -14,7 +14,7 @@ from counting.words import Session
 def handle(lead: Leadership, event: m.Event, now: float) -> None:
     """Everything that a frontend says after its hello."""
     assert isinstance(
-        event, m.Ask | m.GaveBack | m.RecallAnswered | m.GenerationAcked | m.Heartbeat | m.Goodbye
+        event, m.Ask | m.GaveBack | m.RecallAnswered | m.GenerationAcked | m.Heartbeat | m.GoneAsked | m.Goodbye
     ), event
     session = lead.sessions.get(event.link)
     if session is None:
@@ -24,8 +24,13 @@ def handle(lead: Leadership, event: m.Event, now: float) -> None:
         return
     lead.heard[session] = now
     match event:
-        case m.Heartbeat():
-            pass
+        case m.Heartbeat(holdings=holdings):
+            for holding in holdings:
+                lead.desk(holding.pool).use(session, holding.in_use)
+        case m.GoneAsked(incarnations=incarnations):
+            gone = tuple(x for x in incarnations if lead.ledger.is_gone(x))
+            if gone:
+                lead.do(m.SendGone(link=event.link, incarnations=gone, cause=event.cause))
         case m.Ask():
             ask(lead, session, event, now)
         case m.RecallAnswered():
@@ -60,6 +65,9 @@ def hello(lead: Leadership, hello: m.Hello, now: float) -> None:
 def welcome(lead: Leadership, hello: m.Hello, session: Session, now: float) -> None:
     """The session's truth: limits first, then the size of each block, which makes up for grants lost on the way."""
     link = hello.link
+    older = lead.links.get(session)
+    if older is not None:
+        lead.sessions.pop(older, None)  # what an older stream still carries is older than what this one will say
     lead.sessions[link] = session
     lead.links[session] = link
     lead.heard[session] = now
@@ -74,7 +82,7 @@ def welcome(lead: Leadership, hello: m.Hello, session: Session, now: float) -> N
             cause=hello.cause,
         ))
     for holding in hello.holdings:
-        lead.desk(holding.pool).in_use[session] = holding.in_use
+        lead.desk(holding.pool).use(session, holding.in_use)
     for desk in lead.desks.values():
         if desk.round is not None and session in desk.round.pending:
             lead.do(m.SendRecall(link=link, round=desk.round.number, pool=desk.pool, cause=hello.cause))
@@ -94,7 +102,7 @@ def ask(lead: Leadership, session: Session, event: m.Ask, now: float) -> None:
 
 def recall_answered(lead: Leadership, session: Session, event: m.RecallAnswered) -> None:
     desk = lead.desk(event.pool)
-    desk.in_use[session] = event.in_use
+    desk.use(session, event.in_use)
     turn = desk.round
     if turn is not None and turn.number == event.round:
         turn.pending.discard(session)

@@ -14,7 +14,7 @@ from counting.ledger import Ledger
 from counting.words import Incarnation, Pool, Session
 
 COMMANDS_MAX = 1000
-"""Most commands of one batch."""
+"""Most commands of one batch; its bytes are bounded as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +23,10 @@ class Timing:
 
     suspect_s: float = 3.0        # a silent frontend's blocks are fenced (rule 6)
     recall_s: float = 0.5         # a holder that hasn't answered a recall by then is silent (rule 4)
+    unproven_s: float = 10.0      # a request waits so long before it is refused without a proof (rule 4)
     put_s: float = 10.0           # a change of limits answers by then, whoever is outstanding (rule 9)
     authority_s: float = 120.0    # a worker's start authority (rule 7)
-    grace_s: float = 30.0         # a worker's shutdown grace on top of its longest timeout
+    grace_s: float = 30.0         # for a silent worker's watchdog, on top of its longest timeout
     drift: float = 0.01           # bound of clock drift, as a share
 
     def __post_init__(self) -> None:
@@ -54,6 +55,7 @@ class Gathering:
     origins: list[m.Event | None] = field(default_factory=list)  # the event that each command stands for
     reads: list[int] = field(default_factory=list)
     renewals: list[m.Renew] = field(default_factory=list)
+    wishes_bytes: int = 0   # of the Acquires in it
 
     def add(self, command: c.Command, origin: m.Event | None = None) -> None:
         self.commands.append(command)
@@ -61,11 +63,16 @@ class Gathering:
 
     def split(self) -> tuple["Gathering", "Gathering"]:
         """What the next batch takes, and what is left for the one after it: an entry's size is bounded."""
+        count, room = 0, c.BATCH_BYTES_MAX
+        for command in self.commands[:COMMANDS_MAX]:
+            room -= c.weight(command)
+            if room < 0:
+                break
+            count += 1
         first = Gathering(
-            commands=self.commands[:COMMANDS_MAX], origins=self.origins[:COMMANDS_MAX], reads=self.reads,
-            renewals=self.renewals,
+            commands=self.commands[:count], origins=self.origins[:count], reads=self.reads, renewals=self.renewals
         )
-        return first, Gathering(commands=self.commands[COMMANDS_MAX:], origins=self.origins[COMMANDS_MAX:])
+        return first, Gathering(commands=self.commands[count:], origins=self.origins[count:])
 
     def __bool__(self) -> bool:
         return bool(self.commands or self.reads or self.renewals)
@@ -79,6 +86,7 @@ class Leadership:
     timing: Timing
     term: int = 0
     index: int = 0
+    since: float = 0.0
     desks: dict[Pool, Desk] = field(default_factory=dict)
     busy: dict[Pool, Desk] = field(default_factory=dict)  # where somebody waits, a round runs or a top-up is wished
     sessions: dict[int, Session] = field(default_factory=dict)  # by link
@@ -89,10 +97,11 @@ class Leadership:
     bindings: list[Binding] = field(default_factory=list)
     gathering: Gathering = field(default_factory=Gathering)
     in_flight: tuple[int, Gathering] | None = None
-    number: int = 0
+    number: int = 0     # of the newest batch; the term is in its upper half, so that no two leaderships share one
     rounds: int = 0
     flushing: bool = False
     wake: float | None = None
+    version: int = c.OLDEST  # the command language that is proposed: what every member knows (rule 11)
     effects: list[m.Effect] = field(default_factory=list)
 
     def do(self, effect: m.Effect) -> None:

@@ -12,7 +12,7 @@ from typing import assert_never
 
 from counting import commands as c
 from counting.accounts import ACCOUNT_LIMIT_DEFAULT, UNRESERVED_FLOOR, WHOLE, Account
-from counting.sessions import Block, Member, SessionRecord, SessionState
+from counting.sessions import Block, Death, Member, SessionRecord, SessionState
 from counting.words import Incarnation, Pool, PoolKind, Session, reserved, unreserved
 
 STEP_CAP_S = 60.0
@@ -26,12 +26,14 @@ class Ledger:
 
     def __init__(self) -> None:
         self.time = 0.0
+        self.version = c.OLDEST     # the highest command language of an applied batch: every member knew it (rule 11)
         self.accounts: dict[str, Account] = {}
         self.sessions: dict[Session, SessionRecord] = {}
         self.epochs: dict[str, int] = {}
         self.fences: dict[str, int] = {}
         self.members: dict[str, Member] = {}
         self.gone: dict[str, set[int]] = {}
+        self.declared: dict[str, Death] = {}    # the newest by host, for operators to see
 
     # ------------------------------------------------------------ the one way in
 
@@ -39,6 +41,7 @@ class Ledger:
         """Applies a batch; one result per command, in order. Ledger time never goes back and moves by capped steps."""
         step = batch.stamp - self.time
         self.time = batch.stamp if self.time == 0.0 else self.time + min(max(step, 0.0), STEP_CAP_S)
+        self.version = max(self.version, batch.version)
         return [self._apply(command) for command in batch.commands]
 
     def _apply(self, command: c.Command) -> c.Result:
@@ -64,6 +67,8 @@ class Ledger:
             case c.LeaveWorker(incarnation=incarnation) | c.EvictWorker(incarnation=incarnation):
                 self._remove_member(incarnation)
                 return c.Done()
+            case c.DeclareDead(incarnation=incarnation):
+                return self._declare_dead(incarnation)
             case _:
                 assert_never(command)
 
@@ -179,6 +184,10 @@ class Ledger:
     def is_member(self, incarnation: Incarnation) -> bool:
         member = self.members.get(incarnation.host)
         return member is not None and member.nonce == incarnation.nonce
+
+    def is_gone(self, incarnation: Incarnation) -> bool:
+        """Evicted, or it left: it runs nothing and never joins again."""
+        return incarnation.nonce in self.gone.get(incarnation.host, ())
 
     def pools(self) -> Iterator[Pool]:
         """Every pool that has a limit or permits out."""
@@ -296,7 +305,9 @@ class Ledger:
         if block is None:
             return
         count = min(max(command.count, 0), block.size)
-        moved = self.account(command.pool.account).crossing.get(command.function, {})
+        # Only the block of the rest crosses over: a run of a reservation that went and came back is its own pool's.
+        crossing = command.pool.kind is PoolKind.UNRESERVED
+        moved = self.account(command.pool.account).crossing.get(command.function, {}) if crossing else {}
         if moved.get(command.session, WHOLE) != WHOLE:
             moved[command.session] = max(0, moved[command.session] - count)
         self._resize(command.session, command.pool, block.size - count)
@@ -318,13 +329,14 @@ class Ledger:
 
     def _set_reserved(self, command: c.SetReserved) -> c.Result:
         account = self.account(command.account)
+        applied = account.requests.get(command.request)
+        if applied is not None:
+            return self._limit_set(command, *applied)
         old = account.reserved.get(command.function)
         pool = reserved(command.account, command.function)
         if old == command.value:
             generation = self.generation(pool if old is not None else unreserved(command.account))
-            return c.ReservedSet(
-                account=command.account, function=command.function, generation=generation, changed=False
-            )
+            return self._limit_set(command, generation, changed=False)
         elsewhere = sum(account.reserved.values()) - (old or 0)
         value = command.value or 0
         if value > (old or 0) and account.limit - elsewhere - value < UNRESERVED_FLOOR:
@@ -341,9 +353,16 @@ class Ledger:
         account.generations[pool] = account.generations[unreserved(command.account)] = account.generation
         if command.value is None and self.granted(pool) == 0:
             del account.generations[pool]
-        return c.ReservedSet(
-            account=command.account, function=command.function, generation=account.generation, changed=True
-        )
+        return self._limit_set(command, account.generation, changed=True)
+
+    def _limit_set(
+        self, command: c.SetReserved | c.SetAccountLimit, generation: int, changed: bool
+    ) -> c.ReservedSet:
+        """Applied, and remembered by the request's id (an account that nothing was written about has no memory)."""
+        if command.account in self.accounts:
+            self.accounts[command.account].remember(command.request, generation, changed)
+        function = command.function if isinstance(command, c.SetReserved) else ""
+        return c.ReservedSet(account=command.account, function=function, generation=generation, changed=changed)
 
     def _carve(self, account: Account, command: c.SetReserved) -> None:
         """The function's runs may be in any block of the rest: each is charged whole until its holder says better."""
@@ -372,9 +391,11 @@ class Ledger:
 
     def _set_account_limit(self, command: c.SetAccountLimit) -> c.Result:
         account = self.account(command.account)
-        generation = self.generation(unreserved(command.account))
+        applied = account.requests.get(command.request)
+        if applied is not None:
+            return self._limit_set(command, *applied)
         if command.limit == account.limit:
-            return c.ReservedSet(account=command.account, function="", generation=generation, changed=False)
+            return self._limit_set(command, self.generation(unreserved(command.account)), changed=False)
         taken = sum(account.reserved.values())
         if command.limit < taken:
             return c.BelowFloor(account_limit=command.limit, reserved_elsewhere=taken, floor=0)
@@ -382,13 +403,13 @@ class Ledger:
         account.limit = command.limit
         account.generation += 1
         account.generations[unreserved(command.account)] = account.generation
-        return c.ReservedSet(account=command.account, function="", generation=account.generation, changed=True)
+        return self._limit_set(command, account.generation, changed=True)
 
     # ------------------------------------------------------------ workers (rules 5 to 7)
 
     def _join(self, command: c.JoinWorker) -> c.Result:
         incarnation = command.incarnation
-        if incarnation.nonce in self.gone.get(incarnation.host, ()):
+        if self.is_gone(incarnation):
             return c.MemberGone(incarnation=incarnation)
         old = self.members.get(incarnation.host)
         if old is not None and old.nonce != incarnation.nonce:
@@ -408,14 +429,26 @@ class Ledger:
                 record.runs = {run for run in record.runs if run.incarnation != incarnation}
                 self._shrink(session, record)
 
+    def _declare_dead(self, incarnation: Incarnation) -> c.Result:
+        if self.is_gone(incarnation):
+            return c.Declared(incarnation=incarnation, changed=False)
+        self._remove_member(incarnation)
+        self.gone.setdefault(incarnation.host, set()).add(incarnation.nonce)
+        self.declared[incarnation.host] = Death(nonce=incarnation.nonce, at=self.time)
+        return c.Declared(incarnation=incarnation, changed=True)
+
     def _count(self, command: c.CountBlocks) -> c.Result:
         """The block keeps what runs of it: size = min(size, ids). One that nobody runs is free (rule 6)."""
         record = self.sessions.get(command.session)
         if record is None or record.state is not SessionState.DRAINING:
             return c.Fenced(session=command.session)
+        runs = set(command.runs) if command.first else record.runs | set(command.runs)
+        if not command.last:
+            record.runs = runs
+            return c.Done()
         record.state = SessionState.COUNTED
         record.need = set()
-        record.runs = {run for run in command.runs if self.is_member(run.incarnation)}
+        record.runs = {run for run in runs if self.is_member(run.incarnation)}
         sizes = self._shrink(command.session, record)
         return c.Counted(session=command.session, sizes=sizes)
 
@@ -449,6 +482,10 @@ class Ledger:
 
     def check(self) -> None:
         """What must hold after every batch (invariant 1 rests on it: no permit exists twice)."""
+        for host, death in self.declared.items():
+            assert death.nonce in self.gone[host], (host, death)
+        for host, member in self.members.items():
+            assert member.nonce not in self.gone.get(host, ()), (host, member)
         sums: dict[Pool, int] = {}
         for session, record in self.sessions.items():
             assert session.epoch <= self.epochs[session.frontend], (session, self.epochs)

@@ -1,13 +1,26 @@
 """Changes of limits at the leader: told to every holder, answered when they bind everywhere (rule 9).
 
-A part of the leader's core. Refuses to know what the limits mean for a grant (ledger.py).
+A part of the leader's core. Owns how long that may take where a part is silent. Refuses to know what the limits mean
+for a grant (ledger.py).
 """
 
+from typing import assert_never
 
 from counting import commands as c
 from counting import messages as m
 from counting.leadership import Binding, Leadership
-from counting.words import reserved, unreserved
+from counting.sessions import SessionState
+from counting.words import Incarnation, Session, reserved, unreserved
+
+
+def command(call: m.SetReservedCall | m.SetAccountLimitCall) -> c.Command:
+    match call:
+        case m.SetReservedCall(account=account, function=function, value=value, request=request):
+            return c.SetReserved(account=account, function=function, value=value, request=request)
+        case m.SetAccountLimitCall(account=account, limit=limit, request=request):
+            return c.SetAccountLimit(account=account, limit=limit, request=request)
+        case _:
+            assert_never(call)
 
 
 def changed(lead: Leadership, origin: m.Event | None, result: c.ReservedSet, now: float) -> None:
@@ -32,11 +45,34 @@ def answer_bound(lead: Leadership, now: float) -> None:
         if late and now < binding.deadline:
             waiting.append(binding)
             continue
-        # What a silent holder runs ends by its workers' longest timeout, or with their eviction.
-        cap = max((x.timeout_cap_s for x in lead.ledger.members.values()), default=0.0)
-        until = lead.timing.evict_after_s(cap)
         lead.do(m.AnswerLimit(
             call=binding.call, generation=binding.generation, changed=binding.changed,
-            outstanding=tuple(m.Outstanding(node=s.frontend, wait_s=until) for s in late),
+            outstanding=tuple(m.Outstanding(node=s.frontend, wait_s=binds_in_s(lead, s, now)) for s in late),
         ))
     lead.bindings = waiting
+
+
+def binds_in_s(lead: Leadership, session: Session, now: float) -> float:
+    """Seconds until a change binds at a holder that hasn't acknowledged it, at the latest: silent, it is fenced, and
+    counted when the last worker has said what it runs, or is evicted."""
+    suspected = lead.heard.get(session, now) + lead.timing.suspect_s if lead.ledger.is_live(session) else now
+    return max(0.0, suspected - now) + free_in_s(lead, session, now)
+
+
+def free_in_s(lead: Leadership, session: Session, now: float) -> float:
+    """Seconds until nothing of a session can run any more, at the latest: a worker that falls silent is evicted."""
+    record = lead.ledger.sessions.get(session)
+    if record is None:
+        return 0.0
+    match record.state:
+        case SessionState.LIVE:
+            on = {Incarnation(host=host, nonce=member.nonce) for host, member in lead.ledger.members.items()}
+        case SessionState.DRAINING:
+            on = record.need
+        case SessionState.COUNTED:
+            on = {run.incarnation for run in record.runs}
+    evicted = [
+        lead.fencing.answered.get(i, now) + lead.timing.evict_after_s(lead.ledger.members[i.host].timeout_cap_s)
+        for i in sorted(on) if lead.ledger.is_member(i)
+    ]
+    return max(0.0, max(evicted, default=now) - now)

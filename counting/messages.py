@@ -6,7 +6,7 @@ driver's monotonic clock, unless a name says otherwise. Every message carries `c
 
 from dataclasses import dataclass
 
-from counting.commands import Batch, Result, Run
+from counting.commands import VERSION, Batch, Result, Run
 from counting.words import Incarnation, Pool, Session
 
 
@@ -44,9 +44,11 @@ class Committed(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flush(Message):
-    """What has gathered is to be proposed. `wall`: Unix seconds, the batch's stamp."""
+    """What has gathered is to be proposed. `wall`: Unix seconds, the batch's stamp. `version`: the command language
+    that every member knows."""
 
     wall: float
+    version: int = VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,18 @@ class GenerationAcked(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat(Message):
+    """`holdings`: pools whose use has changed since the newest heartbeat."""
+
     link: int
+    holdings: tuple[Holding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoneAsked(Message):
+    """A frontend has lost its stream to these and waits for the ledger's word (rule 3)."""
+
+    link: int
+    incarnations: tuple[Incarnation, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,10 +190,13 @@ class Leave(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetReservedCall(Message):
+    """`request`: the caller's id, the same when it asks again because no answer came."""
+
     call: int
     account: str
     function: str
     value: int | None
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +204,18 @@ class SetAccountLimitCall(Message):
     call: int
     account: str
     limit: int
+    request: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclareDeadCall(Message):
+    """An operator's word. `force`: also of one that is heard from. `version`: the command language that every member
+    knows."""
+
+    call: int
+    incarnation: Incarnation
+    force: bool = False
+    version: int = VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,9 +227,9 @@ class ReadCall(Message):
 
 Event = (
     Led | Deposed | Committed | Flush | Tick
-    | Hello | Ask | GaveBack | RecallAnswered | GenerationAcked | Heartbeat | Goodbye | LinkLost
+    | Hello | Ask | GaveBack | RecallAnswered | GenerationAcked | Heartbeat | GoneAsked | Goodbye | LinkLost
     | Join | Renew | FenceAcked | Ended | Leave
-    | SetReservedCall | SetAccountLimitCall | ReadCall
+    | SetReservedCall | SetAccountLimitCall | DeclareDeadCall | ReadCall
 )
 
 # ---------------------------------------------------------------- effects
@@ -277,6 +305,12 @@ class SendGeneration(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SendGone(Message):
+    link: int
+    incarnations: tuple[Incarnation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SendFenced(Message):
     link: int
 
@@ -305,6 +339,7 @@ class SendRenewed(Message):
     link: int
     number: int
     authority_s: float
+    grace_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,6 +380,29 @@ class AnswerBelowFloor(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerDeclared(Message):
+    """`changed` False: it was out of the ledger for good before."""
+
+    call: int
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerHeard(Message):
+    """Not declared dead: this incarnation has a stream here right now."""
+
+    call: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTooOld(Message):
+    """Refused: not every member knows that command yet. `version`: what all know."""
+
+    call: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRead(Message):
     """The edge reads the ledger now, in this very turn."""
 
@@ -361,6 +419,7 @@ class AnswerNotLeader(Message):
 Effect = (
     FlushSoon | WakeAt | Propose
     | SendWelcome | SendGrant | SendRecall | SendThrottled | SendUnavailable | SendGeneration | SendFenced
+    | SendGone
     | SendNotLeader | SendJoined | SendFence | SendRenewed | SendEvicted | SendEndApplied
-    | AnswerLimit | AnswerBelowFloor | AnswerRead | AnswerNotLeader
+    | AnswerLimit | AnswerBelowFloor | AnswerDeclared | AnswerHeard | AnswerTooOld | AnswerRead | AnswerNotLeader
 )

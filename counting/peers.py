@@ -1,7 +1,7 @@
 """Outbound: one stream to every other member, for Raft's messages.
 
-Owns dialling and dialling again. A peer counts as connected from its first receipt on, so that nothing is sent into a
-connection that isn't there. Refuses to know what the messages say.
+Owns dialling and dialling again, and what each peer says of its version. A peer counts as connected from its first
+receipt on, so that nothing is sent into a connection that isn't there. Refuses to know what the messages say.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ import structlog
 
 from chassis.faults import Fault
 from chassis.process import Tasks
-from chassis.rpc import Network, Outbox, Stream, converse
+from chassis.rpc import Outbox, Stream, StreamNetwork, converse
+from counting.commands import OLDEST
 from protos import raft_pb2, raft_rpc
 
 REDIAL_S = 0.1
@@ -22,10 +23,12 @@ _log = structlog.get_logger(__name__)
 class RaftLinks:
     """``connected`` and ``disconnected`` are told of each peer's coming and going."""
 
+    versions: dict[str, int]    # command language of each peer that ever answered (rule 11)
+
     def __init__(
         self,
         *,
-        network: Network,
+        network: StreamNetwork,
         peers: dict[str, str],
         connected: Callable[[str], None],
         disconnected: Callable[[str], None],
@@ -34,6 +37,7 @@ class RaftLinks:
         self._peers = peers
         self._connected = connected
         self._disconnected = disconnected
+        self.versions = {}
         self._outboxes: dict[str, Outbox[raft_pb2.RaftMessage]] = {}
         self._tasks = Tasks()
 
@@ -70,7 +74,8 @@ class RaftLinks:
     async def _converse(self, peer: str, stream: Stream[raft_pb2.RaftMessage, raft_pb2.RaftReceipt]) -> None:
         outbox = Outbox(stream)
 
-        def on_receipt(_receipt: raft_pb2.RaftReceipt) -> None:
+        def on_receipt(receipt: raft_pb2.RaftReceipt) -> None:
+            self.versions[peer] = receipt.version or OLDEST
             self._outboxes[peer] = outbox
             self._connected(peer)
 

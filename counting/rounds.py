@@ -3,19 +3,24 @@
 A part of the leader's core (rules 1 and 4). Refuses to know where messages come from.
 """
 
-
 from counting import commands as c
 from counting import messages as m
-from counting.desk import Desk, Round, top_up
+from counting.desk import PAUSE_S, Desk, Round, Why, top_up
 from counting.leadership import Gathering, Leadership
 from counting.words import Session
+
+WISHES_MAX = 500
+"""Most wishes of one pool in one batch: who is left over is in the next one."""
+
+WISHES_BYTES_MAX = 256 * 1024
+"""Of one batch, over all pools: a pool that doesn't fit is in the next one."""
 
 
 def acquire(lead: Leadership, desk: Desk, gathering: Gathering) -> None:
     """All who wait, oldest first; top-ups only beyond them. The ledger grants what is free when it applies."""
     pool, ledger = desk.pool, lead.ledger
     generation, free = ledger.generation(pool), ledger.free(pool)
-    waiting = desk.wishes()
+    waiting = desk.wishes()[:WISHES_MAX]
     comes_back = any(isinstance(x, c.GiveBack) and x.pool.account == pool.account for x in gathering.commands)
     spare = top_ups(lead, desk, free - len(desk.waiters))
     if not (waiting and (free > 0 or comes_back)) and not spare:
@@ -28,7 +33,10 @@ def acquire(lead: Leadership, desk: Desk, gathering: Gathering) -> None:
         c.Wish(session=session, pool=pool, generation=generation, waiting=0, spare=count)
         for session, count in spare.items()
     ]
-    gathering.add(c.Acquire(wishes=tuple(wishes)))
+    command = c.Acquire(wishes=tuple(wishes))
+    if gathering.wishes_bytes + c.weight(command) <= WISHES_BYTES_MAX:
+        gathering.wishes_bytes += c.weight(command)
+        gathering.add(command)
 
 
 def top_ups(lead: Leadership, desk: Desk, free: int) -> dict[Session, int]:
@@ -42,7 +50,7 @@ def top_ups(lead: Leadership, desk: Desk, free: int) -> dict[Session, int]:
 def begin(lead: Leadership, now: float) -> None:
     """Only between batches: a grant that is on its way through the log must reach its holder before the recall."""
     for desk in lead.busy.values():
-        if not desk.waiters or desk.round is not None or lead.ledger.free(desk.pool) > 0:
+        if not desk.waiters or desk.round is not None or lead.ledger.free(desk.pool) > 0 or now < desk.pause_until:
             continue
         lead.rounds += 1
         # The term makes the number one that no other leader uses, ever.
@@ -55,7 +63,7 @@ def begin(lead: Leadership, now: float) -> None:
                 lead.do(m.SendRecall(link=link, round=number, pool=desk.pool, cause=f"round {number}"))
 
 
-def close(lead: Leadership, desk: Desk, turn: Round) -> None:
+def close(lead: Leadership, desk: Desk, turn: Round, now: float) -> None:
     """Everybody answered, their give-backs are applied, and a quorum confirmed us after that."""
     desk.round = None
     ledger, pool = lead.ledger, desk.pool
@@ -64,12 +72,11 @@ def close(lead: Leadership, desk: Desk, turn: Round) -> None:
     draining = ledger.draining(pool)
     if draining:
         silent = tuple(dict.fromkeys(s.frontend for s in draining))
-        refuse_unproven(lead, desk, turn, "a frontend that is gone holds permits not yet counted", silent)
+        refuse_unproven(lead, desk, turn, Why.DRAINING, silent, now)
     elif ledger.precautionary(pool):
-        refuse_unproven(lead, desk, turn, "a change of limits isn't acknowledged everywhere yet", ())
+        refuse_unproven(lead, desk, turn, Why.PENDING, (), now)
     else:
-        for session, ids in desk.refuse(turn.bound).items():
-            desk.throttled += len(ids)
+        for session, ids in desk.refuse(turn.bound, Why.LIMIT).items():
             link = lead.links.get(session)
             if link is not None:
                 lead.do(m.SendThrottled(
@@ -78,10 +85,15 @@ def close(lead: Leadership, desk: Desk, turn: Round) -> None:
                 ))
 
 
-def refuse_unproven(lead: Leadership, desk: Desk, turn: Round, reason: str, silent: tuple[str, ...]) -> None:
-    for session, ids in desk.refuse(turn.bound).items():
+def refuse_unproven(
+    lead: Leadership, desk: Desk, turn: Round, why: Why, silent: tuple[str, ...], now: float
+) -> None:
+    """Only who has waited for a while: where a host or an AZ has just gone, permits come free all the time, and what
+    isn't proved now soon is. The others stay, and are served by the next round."""
+    desk.pause_until = now + PAUSE_S
+    for session, ids in desk.refuse(turn.bound, why, came_by=now - lead.timing.unproven_s).items():
         link = lead.links.get(session)
         if link is not None:
             lead.do(m.SendUnavailable(
-                link=link, pool=desk.pool, waiting=ids, reason=reason, silent=silent, cause=f"round {turn.number}"
+                link=link, pool=desk.pool, waiting=ids, reason=why.reason, silent=silent, cause=f"round {turn.number}"
             ))

@@ -15,17 +15,20 @@ from chassis.clock import Clock
 from chassis.directory import Directory
 from chassis.faults import Fault
 from chassis.machine import Driver, Trace
-from chassis.rpc import Caller, Handlers, Network, Outbox, Server, Stream, converse
+from chassis.metrics import Metrics
+from chassis.rpc import Caller, Handlers, Network, Outbox, Server, Stream, StreamNetwork, converse, listen
 from counting import messages as m
 from counting import wire
-from counting.commands import VERSION, Batch, Result, decode, encode
+from counting.commands import OLDEST, VERSION, Batch, Result, decode, encode
 from counting.config import CountingConfig
 from counting.core import CountingCore
 from counting.leadership import Timing
 from counting.ledger import Ledger
+from counting.metrics import measure
 from counting.peers import RaftLinks
 from counting.raft.framing import DamagedFileError
-from counting.raft.member import Member, RaftTiming
+from counting.raft.member import LogCounts, Member, RaftTiming
+from counting.replay import LedgerAside
 from counting.snapshot import dump, load
 from counting.words import Incarnation
 from protos import counting_pb2, counting_rpc, placement_pb2, raft_pb2, raft_rpc
@@ -38,43 +41,60 @@ NOBODY = Incarnation(host="", nonce=0)
 
 
 class LedgerMachine:
-    """The ledger as Raft replicates it: bytes in, results out."""
+    """The ledger as Raft replicates it: bytes in, results out. ``knows``: the newest command language."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, knows: int, aside: LedgerAside | None = None) -> None:
         self._ledger = ledger
+        self._knows = knows
+        self._aside = aside     # of a traced member
 
     def apply(self, index: int, command: bytes) -> tuple[Batch, list[Result]]:
-        batch = decode(command)
+        batch = decode(command, self._knows)
+        if self._aside is not None:
+            self._aside.applied(index, batch)
         return batch, self._ledger.apply(batch)
 
     def save(self) -> bytes:
         return dump(self._ledger)
 
     def restore(self, state: bytes) -> None:
+        if self._aside is not None:
+            self._aside.restored(state)
         self._ledger.become(load(state))
 
 
 class CountingService:
-    """One member. ``start`` raises Fault when it can't be (files lost, address taken)."""
+    """One member. ``start`` raises Fault when it can't be (files lost, address taken).
+
+    ``version``: the newest command language that it knows; a test of a rolling upgrade makes it an older one.
+    """
 
     def __init__(
-        self, config: CountingConfig, *, network: Network, clock: Clock, generator: random.Random, durable: bool = True,
-        pid: int = 0, trace: Trace | None = None,
+        self, config: CountingConfig, *, network: Network, streams: StreamNetwork, clock: Clock,
+        generator: random.Random, durable: bool = True, pid: int = 0, trace: Trace | None = None,
+        version: int = VERSION, metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics()
         self._config = config
+        self._version = version
         self._pid = pid
         self._network = network
+        self._streams = streams     # to the other members: Raft's messages go over it
         self._clock = clock
         self._generator = generator
         self._durable = durable
         self._loop = asyncio.get_running_loop()
         self._ledger = Ledger()
+        timing = Timing(
+            suspect_s=config.suspect_s, recall_s=config.recall_s, unproven_s=config.unproven_s, put_s=config.put_s,
+            authority_s=config.authority_s, grace_s=config.grace_s, drift=config.drift,
+        )
+        core = CountingCore(self._ledger, timing)
+        self._aside = LedgerAside() if trace is not None else None
         self._driver: Driver[m.Event, m.Effect] = Driver(
-            CountingCore(self._ledger, Timing(
-                suspect_s=config.suspect_s, recall_s=config.recall_s, put_s=config.put_s,
-                authority_s=config.authority_s, grace_s=config.grace_s, drift=config.drift,
-            )),
-            clock=clock, perform=self._perform, trace=trace, check=config.node.check,
+            core, clock=clock, perform=self._perform, trace=trace, check=config.node.check,
+            observe=measure(self.metrics, core, lambda: self._member), parameters={"timing": timing},
+            aside=self._aside,
         )
         self._outboxes: dict[int, Outbox[Any]] = {}
         self._workers: set[int] = set()
@@ -84,6 +104,7 @@ class CountingService:
         self._member: Member | None = None
         self._links: RaftLinks | None = None
         self._server: Server | None = None
+        self._raft_server: Server | None = None
         self._directory: Directory | None = None
         self._role = "follower"
 
@@ -94,6 +115,15 @@ class CountingService:
         return core
 
     @property
+    def leads(self) -> bool:
+        return self._raft().leads
+
+    @property
+    def log(self) -> LogCounts:
+        """What became of this process's log so far."""
+        return self._raft().log
+
+    @property
     def address(self) -> str:
         return self._server.address if self._server is not None else ""
 
@@ -101,29 +131,33 @@ class CountingService:
         config, node = self._config, self._config.node
         peers = {name: address for name, address in config.members.items() if name != node.node}
         self._links = RaftLinks(
-            network=self._network, peers=peers,
+            network=self._streams, peers=peers,
             connected=lambda peer: self._raft().connected(peer),
             disconnected=lambda peer: self._raft().disconnected(peer),
         )
         try:
             self._member = Member(
                 member=node.node, peers=tuple(peers), directory=Path(config.directory),
-                machine=LedgerMachine(self._ledger), clock=self._clock, generator=self._generator,
+                machine=LedgerMachine(self._ledger, self._version, self._aside), clock=self._clock,
+                generator=self._generator,
                 timing=RaftTiming(
                     heartbeat_s=config.heartbeat_s, election_min_s=config.election_min_s,
-                    election_max_s=config.election_max_s,
+                    election_max_s=config.election_max_s, compact_entries=config.compact_entries,
                 ),
                 send=self._links.send, on_committed=self._on_committed, on_role=self._on_role, durable=self._durable,
             )
         except DamagedFileError as error:
             raise Fault(str(error), definite=True) from error
+        raft_listen = config.raft_listen or config.members[node.node]
+        self._raft_server = await self._streams.serve(raft_listen, self._raft_handlers())
         self._server = await self._network.serve(node.listen, self._handlers())
         self._links.start()
         if node.placement:
             self._directory = Directory(
                 network=self._network, clock=self._clock, seeds=node.placement, node=placement_pb2.Node(
-                    node=node.node, service=node.service, az=node.az, host=node.host, address=self._server.address,
-                    role=self._role, pid=self._pid, nonce=self._generator.getrandbits(63),
+                    node=node.node, service=node.service, az=node.az, host=node.host,
+                    address=node.reached(self._server.address),
+                    role=self._role, pid=self._pid, metrics=self.metrics.address, nonce=self._generator.getrandbits(63),
                 ),
             )
             self._directory.start()
@@ -137,13 +171,28 @@ class CountingService:
         assert self._links is not None
         for outbox in list(self._outboxes.values()):
             outbox.close()
+        assert self._raft_server is not None
         await self._server.close(0.0)  # streams are for life: nothing of them finishes by waiting
+        await self._raft_server.close(0.0)
         await self._links.close()
         if self._directory is not None:
             await self._directory.close()
         if self._wake is not None:
             self._wake.cancel()
         self._raft().close()
+
+    async def kill(self) -> None:
+        """Everything at once gone, what isn't synced as well: for tests and the simulation."""
+        self._raft().crash()
+        if self._wake is not None:
+            self._wake.cancel()
+        if self._directory is not None:
+            await self._directory.close()
+        if self._links is not None:
+            await self._links.close()
+        for server in (self._server, self._raft_server):
+            if server is not None:
+                await server.close(0.0)
 
     # ------------------------------------------------------------ Raft
 
@@ -171,9 +220,8 @@ class CountingService:
         if caller.node not in self._config.members:
             members = ", ".join(sorted(self._config.members))
             raise wire.bad(f"{caller.node} is not a member of this group: {members} are")
-        await stream.send(raft_pb2.RaftReceipt())
-        while (message := await stream.receive()) is not None:
-            self._guarded(lambda message=message: self._raft().receive(caller.node, message))
+        await stream.send(raft_pb2.RaftReceipt(version=self._version))
+        await listen(stream, lambda message: self._guarded(lambda: self._raft().receive(caller.node, message)))
 
     # ------------------------------------------------------------ streams
 
@@ -185,6 +233,12 @@ class CountingService:
         handlers.unary(counting_rpc.SET_ACCOUNT_LIMIT, self._set_account_limit)
         handlers.unary(counting_rpc.GET_LIMITS, self._get_limits)
         handlers.unary(counting_rpc.LIST_POOLS, self._list_pools)
+        handlers.unary(counting_rpc.LIST_HOSTS, self._list_hosts)
+        handlers.unary(counting_rpc.DECLARE_DEAD, self._declare_dead)
+        return handlers
+
+    def _raft_handlers(self) -> Handlers:
+        handlers = Handlers()
         handlers.bidi(raft_rpc.EXCHANGE, self._exchange)
         return handlers
 
@@ -243,7 +297,8 @@ class CountingService:
             raise wire.bad("a reservation names its account and its function")
         value = request.value if request.HasField("value") else None
         return self._limit_answer(await self._ask(lambda call: m.SetReservedCall(
-            call=call, account=request.account, function=request.function, value=value, cause=request.request
+            call=call, account=request.account, function=request.function, value=value, request=request.request,
+            cause=request.request,
         )))
 
     async def _set_account_limit(
@@ -252,7 +307,9 @@ class CountingService:
         if not request.account:
             raise wire.bad("an account's limit names its account")
         return self._limit_answer(await self._ask(
-            lambda call: m.SetAccountLimitCall(call=call, account=request.account, limit=request.limit)
+            lambda call: m.SetAccountLimitCall(
+                call=call, account=request.account, limit=request.limit, request=request.request, cause=request.request
+            )
         ))
 
     def _limit_answer(self, effect: m.Effect) -> counting_pb2.SetReservedAnswer:
@@ -290,7 +347,29 @@ class CountingService:
         if isinstance(effect, m.AnswerNotLeader):
             refusal = counting_pb2.NotLeader(term=effect.term, hint=effect.hint)
             return counting_pb2.ListPoolsAnswer(not_leader=refusal)
-        return wire.pools_out(self.core, request.account)
+        return wire.pools_out(self.core, request.account, self._clock.monotonic(), self._clock.wall())
+
+    async def _list_hosts(
+        self, _request: counting_pb2.ListHostsRequest, _caller: Caller
+    ) -> counting_pb2.ListHostsAnswer:
+        effect = await self._ask(lambda call: m.ReadCall(call=call))
+        if isinstance(effect, m.AnswerNotLeader):
+            refusal = counting_pb2.NotLeader(term=effect.term, hint=effect.hint)
+            return counting_pb2.ListHostsAnswer(not_leader=refusal)
+        return wire.hosts_out(self.core, self._clock.monotonic(), self._clock.wall())
+
+    async def _declare_dead(
+        self, request: counting_pb2.DeclareDeadRequest, caller: Caller
+    ) -> counting_pb2.DeclareDeadAnswer:
+        incarnation = Incarnation(host=request.incarnation.host, nonce=request.incarnation.nonce)
+        if not incarnation.host or not incarnation.nonce:
+            raise wire.bad("who is declared dead is named by host and nonce: another life of that host isn't meant")
+        effect = await self._ask(lambda call: m.DeclareDeadCall(
+            call=call, incarnation=incarnation, force=request.force, version=self._known_by_all(), cause=caller.node,
+        ))
+        _log.warning("declared dead", host=incarnation.host, nonce=incarnation.nonce, by=caller.node,
+                     force=request.force, answer=type(effect).__name__)
+        return wire.declared_out(effect, self._version)
 
     # ------------------------------------------------------------ the core's driver
 
@@ -305,7 +384,14 @@ class CountingService:
             self._loop.call_exception_handler({"message": "a bug in counting", "exception": error})
 
     def _flush(self) -> None:
-        self._feed(m.Flush(wall=self._clock.wall()))
+        self._feed(m.Flush(wall=self._clock.wall(), version=self._known_by_all()))
+
+    def _known_by_all(self) -> int:
+        """The newest command language that every member knows; one that never said anything knows the first."""
+        assert self._links is not None
+        said = self._links.versions
+        peers = (name for name in self._config.members if name != self._config.node.node)
+        return min([self._version, *(said.get(peer, OLDEST) for peer in peers)])
 
     def _perform(self, effect: m.Effect) -> None:
         match effect:
@@ -322,7 +408,10 @@ class CountingService:
                 refusal = counting_pb2.NotLeader(term=effect.term, hint=effect.hint)
                 kind = counting_pb2.WorkerAnswer if link in self._workers else counting_pb2.FrontendAnswer
                 self._put(link, kind(not_leader=refusal))
-            case m.AnswerLimit() | m.AnswerBelowFloor() | m.AnswerRead() | m.AnswerNotLeader():
+            case (
+                m.AnswerLimit() | m.AnswerBelowFloor() | m.AnswerDeclared() | m.AnswerHeard() | m.AnswerTooOld()
+                | m.AnswerRead() | m.AnswerNotLeader()
+            ):
                 future = self._calls.get(effect.call)
                 if future is not None and not future.done():
                     future.set_result(effect)
@@ -332,9 +421,9 @@ class CountingService:
                 self._put(effect.link, wire.to_worker(effect))
             case (
                 m.SendWelcome() | m.SendGrant() | m.SendRecall() | m.SendThrottled() | m.SendUnavailable()
-                | m.SendGeneration() | m.SendFenced()
+                | m.SendGeneration() | m.SendFenced() | m.SendGone()
             ):
-                self._put(effect.link, wire.to_frontend(effect, VERSION))
+                self._put(effect.link, wire.to_frontend(effect, self._version))
             case _:
                 assert_never(effect)
 

@@ -38,6 +38,14 @@ class SessionRecord:
     runs: set[Run] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """An operator's word that an incarnation is dead; `at` by ledger time (Unix seconds)."""
+
+    nonce: int
+    at: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Member:
     """A worker incarnation that may start functions; `timeout_cap_s` is the longest timeout that it enforces."""

@@ -8,35 +8,40 @@ import json
 from typing import Any
 
 from counting.accounts import Account
-from counting.commands import Run
+from counting.commands import DECLARING, Run
 from counting.ledger import Ledger
-from counting.sessions import Block, Member, SessionRecord, SessionState
+from counting.sessions import Block, Death, Member, SessionRecord, SessionState
 from counting.words import Incarnation, Pool, PoolKind, Session
 
-FORMAT = 1
+FORMAT = 3
+"""It grows with the command language. A ledger that never saw a version is written as before: an older member may be
+sent it."""
 
 
 def dump(ledger: Ledger) -> bytes:
     """Equal ledgers give equal bytes."""
-    plain = {
-        "format": FORMAT,
+    plain: dict[str, Any] = {
+        "format": min(FORMAT, ledger.version),
         "time": ledger.time,
-        "accounts": {name: _account(account) for name, account in sorted(ledger.accounts.items())},
+        "accounts": {name: _account(account, ledger.version) for name, account in sorted(ledger.accounts.items())},
         "sessions": [[*_session(s), _record(r)] for s, r in sorted(ledger.sessions.items())],
         "epochs": dict(sorted(ledger.epochs.items())),
         "fences": dict(sorted(ledger.fences.items())),
         "members": {host: [m.nonce, m.timeout_cap_s] for host, m in sorted(ledger.members.items())},
         "gone": {host: sorted(nonces) for host, nonces in sorted(ledger.gone.items())},
     }
+    if ledger.version >= DECLARING:
+        plain["declared"] = {host: [death.nonce, death.at] for host, death in sorted(ledger.declared.items())}
     return json.dumps(plain, separators=(",", ":")).encode()
 
 
 def load(data: bytes) -> Ledger:
     """The ledger that `dump` wrote. Raises ValueError for a format that this build doesn't know."""
     plain = json.loads(data)
-    if plain["format"] != FORMAT:
-        raise ValueError(f"a ledger dump is of format {plain['format']}, this build reads {FORMAT}: upgrade it")
+    if plain["format"] > FORMAT:
+        raise ValueError(f"a ledger dump is of format {plain['format']}, this build reads up to {FORMAT}: upgrade it")
     ledger = Ledger()
+    ledger.version = plain["format"]
     ledger.time = plain["time"]
     ledger.accounts = {name: _to_account(item) for name, item in plain["accounts"].items()}
     for frontend, epoch, record in plain["sessions"]:
@@ -45,6 +50,7 @@ def load(data: bytes) -> Ledger:
     ledger.fences = plain["fences"]
     ledger.members = {host: Member(nonce=n, timeout_cap_s=cap) for host, (n, cap) in plain["members"].items()}
     ledger.gone = {host: set(nonces) for host, nonces in plain["gone"].items()}
+    ledger.declared = {host: Death(nonce=nonce, at=at) for host, (nonce, at) in plain.get("declared", {}).items()}
     return ledger
 
 
@@ -65,8 +71,8 @@ def _to_session(item: list[Any]) -> Session:
     return Session(frontend=item[0], epoch=item[1])
 
 
-def _account(account: Account) -> dict[str, Any]:
-    return {
+def _account(account: Account, version: int) -> dict[str, Any]:
+    plain = {
         "limit": account.limit,
         "reserved": dict(sorted(account.reserved.items())),
         "generation": account.generation,
@@ -77,6 +83,9 @@ def _account(account: Account) -> dict[str, Any]:
             for function, moved in sorted(account.crossing.items())
         },
     }
+    if version > 1:
+        plain["requests"] = [[request, *applied] for request, applied in account.requests.items()]  # oldest first
+    return plain
 
 
 def _to_account(item: dict[str, Any]) -> Account:
@@ -85,6 +94,7 @@ def _to_account(item: dict[str, Any]) -> Account:
         generations={_to_pool(pool): g for pool, g in item["generations"]},
         granted={_to_pool(pool): n for pool, n in item["granted"]},
         crossing={f: {_to_session(s): n for s, n in moved} for f, moved in item["crossing"].items()},
+        requests={request: (generation, changed) for request, generation, changed in item.get("requests", ())},
     )
 
 

@@ -3,13 +3,16 @@
 What a peer may say is checked here, so that the core meets only well-formed events. Refuses to know streams and state.
 """
 
+from collections.abc import Iterable
 from typing import assert_never
 
 from chassis.faults import Fault, FaultCode
 from chassis.rpc import Caller
 from counting import messages as m
-from counting.commands import Run
+from counting.commands import DECLARING, Run
 from counting.core import CountingCore
+from counting.desk import Why
+from counting.sessions import SessionState
 from counting.words import Incarnation, Pool, PoolKind, Session
 from protos import common_pb2, counting_pb2
 
@@ -54,9 +57,9 @@ def frontend_event(link: int, message: counting_pb2.FrontendMessage, caller: Cal
                     f"the certificate is {caller.node}'s, the hello {hello.frontend}'s",
                     code=FaultCode.DENIED, definite=True,
                 )
-            holdings = tuple(m.Holding(pool=pool_in(h.pool), in_use=h.in_use) for h in hello.holdings)
             return m.Hello(
-                link=link, frontend=hello.frontend, nonce=hello.nonce, epoch=hello.epoch, holdings=holdings
+                link=link, frontend=hello.frontend, nonce=hello.nonce, epoch=hello.epoch,
+                holdings=_holdings(hello.holdings),
             )
         case "ask":
             ask = message.ask
@@ -82,13 +85,20 @@ def frontend_event(link: int, message: counting_pb2.FrontendMessage, caller: Cal
                 moved=tuple(sorted(ack.moved.items())),
             )
         case "heartbeat":
-            return m.Heartbeat(link=link)
+            return m.Heartbeat(link=link, holdings=_holdings(message.heartbeat.holdings))
+        case "ask_gone":
+            asked = tuple(Incarnation(host=i.host, nonce=i.nonce) for i in message.ask_gone.incarnations)
+            return m.GoneAsked(link=link, incarnations=asked)
         case "goodbye":
             return m.Goodbye(link=link, sequence=message.sequence)
         case None:
             raise bad("an empty message on a frontend's stream")
         case _:
             assert_never(kind)
+
+
+def _holdings(said: Iterable[counting_pb2.FrontendMessage.Holding]) -> tuple[m.Holding, ...]:
+    return tuple(m.Holding(pool=pool_in(holding.pool), in_use=holding.in_use) for holding in said)
 
 
 def worker_events(link: int, message: counting_pb2.WorkerMessage, caller: Caller, who: Incarnation) -> list[m.Event]:
@@ -137,6 +147,7 @@ def _runs(running: counting_pb2.Running, who: Incarnation) -> list[Run]:
 
 ToFrontend = (
     m.SendWelcome | m.SendGrant | m.SendRecall | m.SendThrottled | m.SendUnavailable | m.SendGeneration | m.SendFenced
+    | m.SendGone
 )
 ToWorker = m.SendJoined | m.SendFence | m.SendRenewed | m.SendEvicted | m.SendEndApplied
 
@@ -173,6 +184,8 @@ def to_frontend(effect: ToFrontend, version: int) -> counting_pb2.FrontendAnswer
             ))
         case m.SendFenced():
             return answer(fenced=answer.Fenced())
+        case m.SendGone():
+            return answer(gone=answer.Gone(incarnations=[_incarnation_out(x) for x in effect.incarnations]))
         case _:
             assert_never(effect)
 
@@ -185,7 +198,9 @@ def to_worker(effect: ToWorker) -> counting_pb2.WorkerAnswer:
         case m.SendFence():
             return answer(fence=answer.Fence(session=session_out(effect.session)))
         case m.SendRenewed():
-            return answer(renewed=answer.Renewed(number=effect.number, authority_s=effect.authority_s))
+            return answer(renewed=answer.Renewed(
+                number=effect.number, authority_s=effect.authority_s, grace_s=effect.grace_s
+            ))
         case m.SendEvicted():
             return answer(evicted=answer.Evicted())
         case m.SendEndApplied():
@@ -194,25 +209,64 @@ def to_worker(effect: ToWorker) -> counting_pb2.WorkerAnswer:
             assert_never(effect)
 
 
-def pools_out(core: CountingCore, account: str) -> counting_pb2.ListPoolsAnswer:
+def pools_out(core: CountingCore, account: str, now: float, wall: float) -> counting_pb2.ListPoolsAnswer:
     """Every pool with its holders, for operators. `account` empty: all."""
-    ledger = core.ledger
-    answer = counting_pb2.ListPoolsAnswer(members=[
-        common_pb2.Incarnation(host=host, nonce=member.nonce) for host, member in sorted(ledger.members.items())
-    ])
-    for pool in sorted(ledger.pools()):
-        if account and pool.account != account:
-            continue
-        desk = core.desks.get(pool)
+    answer = counting_pb2.ListPoolsAnswer(
+        leads_since=wall + core.leads_since - now,
+        members=[
+            _incarnation_out(Incarnation(host=host, nonce=member.nonce))
+            for host, member in sorted(core.ledger.members.items())
+        ],
+    )
+    outstanding = counting_pb2.SetReservedAnswer.Outstanding
+    for report in core.report(account, now):
         status = answer.pools.add(
-            pool=pool_out(pool), limit=ledger.limit(pool), granted=ledger.granted(pool),
-            generation=ledger.generation(pool), throttled=desk.throttled if desk else 0,
+            pool=pool_out(report.pool), limit=report.limit, granted=report.granted, generation=report.generation,
+            waiting=report.waiting, charged=report.charged, throttled=report.refusals.get(Why.LIMIT.word, 0),
+            refusals=report.refusals,
+            outstanding=[outstanding(node=node, until=wall + wait_s) for node, wait_s in report.outstanding],
         )
-        for session, record in sorted(ledger.sessions.items()):
-            block = record.blocks.get(pool)
-            if block is not None and block.size:
-                status.holders.add(
-                    session=session_out(session), size=block.size, in_use=desk.in_use.get(session, 0) if desk else 0,
-                    state=record.state.name.lower(),
-                )
+        for holder in report.holders:
+            status.holders.add(
+                session=session_out(holder.session), size=holder.size, in_use=holder.in_use,
+                state=holder.state.name.lower(), waits_for=holder.waits_for,
+                until=wall + holder.free_in_s if holder.state is not SessionState.LIVE else 0.0,
+            )
     return answer
+
+
+def hosts_out(core: CountingCore, now: float, wall: float) -> counting_pb2.ListHostsAnswer:
+    """Every host that the ledger knows, for operators."""
+    answer = counting_pb2.ListHostsAnswer(leads_since=wall + core.leads_since - now)
+    for report in core.hosts(now):
+        host = answer.hosts.add(
+            incarnation=_incarnation_out(report.incarnation), member=report.member, heard=report.heard,
+            owes=report.owes, declared_dead_at=report.declared_at,
+        )
+        if report.member:
+            host.authority_until, host.evicted_by = wall + report.authority_s, wall + report.evicted_in_s
+    return answer
+
+
+def declared_out(effect: m.Effect, version: int) -> counting_pb2.DeclareDeadAnswer:
+    answer = counting_pb2.DeclareDeadAnswer
+    match effect:
+        case m.AnswerNotLeader():
+            return answer(not_leader=counting_pb2.NotLeader(term=effect.term, hint=effect.hint))
+        case m.AnswerDeclared():
+            return answer(declared=answer.Declared(changed=effect.changed))
+        case m.AnswerHeard():
+            return answer(refused=answer.Refused(reason=answer.Refused.HEARD, message=(
+                "this incarnation is connected right now: it isn't dead"
+            )))
+        case m.AnswerTooOld():
+            return answer(refused=answer.Refused(reason=answer.Refused.UPGRADE, message=(
+                f"a member of counting knows command version {effect.version} only, this takes {DECLARING}, and the "
+                f"leader knows {version}: upgrade every member, and see that all are up"
+            )))
+        case _:
+            raise AssertionError(f"a declaration was answered by {effect}")
+
+
+def _incarnation_out(incarnation: Incarnation) -> common_pb2.Incarnation:
+    return common_pb2.Incarnation(host=incarnation.host, nonce=incarnation.nonce)

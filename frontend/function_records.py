@@ -144,6 +144,15 @@ class FunctionStore:
         found = [content for content in contents if isinstance(content, FunctionRecord)]
         return sorted(found, key=lambda record: record.name)
 
+    async def codes(self) -> frozenset[str]:
+        """Digests of the code of all functions of all accounts. Raises ValueError when a record can't be read."""
+        listing = await self._metadata.list("accounts/")
+        contents = (
+            decode(record.key, record.value, self._cipher)
+            for record in listing.records if record.key.split("/", 3)[2:3] == ["functions"]
+        )
+        return frozenset(content.code.sha256 for content in contents if isinstance(content, FunctionRecord))
+
     async def create(
         self, account: str, name: str, make: Callable[[int], FunctionRecord]
     ) -> tuple[FunctionRecord, int] | None:

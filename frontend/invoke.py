@@ -5,20 +5,25 @@ permits are had (core.py), where sandboxes are (the managers) and what a functio
 """
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import structlog
 
 from chassis.clock import Clock
 from frontend.admission import Admission
-from frontend.api.ports import InvokeAnswer, InvokeRequest, Unavailable
+from frontend.api.body import Disconnected
+from frontend.api.ports import Deleted, InvokeAnswer, InvokeRequest, Unavailable
+from frontend.counts import InvokeCounts
+from frontend.departure import WhileThere
+from frontend.functions import FunctionRecord
 from frontend.linger import Held, Lingering
 from frontend.peers.flight import Answered, Flight, NotStarted
 from frontend.peers.workers import Workers
 from frontend.permits import Block
 from frontend.phases import Phases
 from frontend.reserving import Reserving
-from frontend.retries import RetryBudget
+from frontend.retries import RetryBudget, used_up
 from protos import common_pb2, worker_pb2
 
 _log = structlog.get_logger(__name__)
@@ -26,12 +31,15 @@ _log = structlog.get_logger(__name__)
 # After an invocation with one of these the sandbox serves the next one; after others it is being reset or replaced.
 _REUSABLE = frozenset({"success", "error"})
 
+# The worker's word that this frontend's session is lost, which it may not have heard itself yet.
+FENCED = "FENCED"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """For how long a request waits for what, in seconds; its own deadline comes first."""
 
-    permit_s: float = 3.0      # without a leader of the ledger, or while others hold everything
+    permit_s: float = 30.0     # without a leader of the ledger, or while others hold everything
     answer_s: float = 15.0     # beyond timeout and deadline: past it something is wrong at the worker
 
 
@@ -47,6 +55,8 @@ class FunctionInvoker:
         reserving: Reserving,
         workers: Workers,
         lingering: Lingering,
+        newest: Callable[[FunctionRecord], FunctionRecord | None],
+        budget: RetryBudget,
         patience: Patience,
     ) -> None:
         self._clock = clock
@@ -55,22 +65,29 @@ class FunctionInvoker:
         self._reserving = reserving
         self._workers = workers
         self._lingering = lingering
+        self._newest = newest
         self._patience = patience
-        self._budget = RetryBudget()
+        self.counts = InvokeCounts()
+        self.budget = budget
 
     async def invoke(self, request: InvokeRequest) -> InvokeAnswer:
-        """Runs it. Raises Throttled, Unavailable, or Fault, whose ``definite`` says whether it may have run."""
+        """Raises Throttled, Unavailable, Deleted, or Fault, whose ``definite`` says whether it may have run."""
         phases = Phases(self._clock)
-        self._budget.earn()
+        self.budget.earn()
         outcome = "cancelled"
         try:
             answered = await self._attempts(request, phases)
             outcome = answered.result.status or "success"
-        except Exception as error:
-            outcome = type(error).__name__.lower()
+            self.counts.answered(outcome)
+            self.counts.took(phases)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                outcome = type(error).__name__.lower()
+            self.counts.failed(error)
             raise
         finally:
-            self._tell(request, phases, outcome)
+            # After the answer has gone out: nobody waits for a log line.
+            asyncio.get_running_loop().call_soon(self._tell, request, phases, outcome)
         result = answered.result
         return InvokeAnswer(
             payload=answered.payload,
@@ -83,15 +100,19 @@ class FunctionInvoker:
     async def _attempts(self, request: InvokeRequest, phases: Phases) -> Answered:
         """A start that was refused for certain is tried once more, with a fresh permit and a fresh reservation."""
         outcome = await self._attempt(request, phases, request.request_id, fresh=False)
-        if isinstance(outcome, NotStarted) and outcome.reason != "SHED" and self._budget.take():
-            _log.info("start refused", cause=request.request_id, reason=outcome.reason, detail=outcome.detail)
-            # The refusal barred the first id at that worker for good: "#2" is the same request's second start.
-            outcome = await self._attempt(request, phases, f"{request.request_id}#2", fresh=True)
+        detail: Mapping[str, object] = {"remedy": "try again; nothing was started"}
+        if isinstance(outcome, NotStarted) and outcome.reason != "SHED":
+            if self.budget.take():
+                _log.info("start refused", cause=request.request_id, reason=outcome.reason, detail=outcome.detail)
+                # The refusal barred the first id at that worker for good: "#2" is the same request's second start.
+                outcome = await self._attempt(request, phases, f"{request.request_id}#2", fresh=True)
+            else:
+                detail = used_up()
         if isinstance(outcome, Answered):
             return outcome
         raise Unavailable(
             f"The function was not started: {outcome.reason.lower()} ({outcome.detail}).",
-            {"reason": outcome.reason, "remedy": "try again; nothing was started"},
+            {"reason": outcome.reason, **detail},
         )
 
     async def _attempt(
@@ -99,26 +120,73 @@ class FunctionInvoker:
     ) -> Answered | NotStarted:
         record = request.function
         block = self._admission.try_permit(request.account, record.name)
+        if block is not None:
+            phases.permit()
+            if not fresh and self._newest(record) is record:
+                held = self._lingering.take((record.account, record.name, record.version, record.revision))
+                if held is not None:
+                    phases.reserved(held.reservation)
+                    return await self._run(request, phases, invocation, block, held)
+        there = WhileThere(request.gone)
+        async with there:
+            block, request, got = await self._wait(request, phases, invocation, block, fresh=fresh)
+        if isinstance(got, Answered):
+            return got  # the sandbox could not be made, and the function's caller is told as by the function
+        if there.left:  # in the very turn in which it was served
+            self._admission.give(block, record.name)
+            self._lingering.let_go(got)
+            raise Disconnected
+        phases.reserved(got.reservation)
+        return await self._run(request, phases, invocation, block, got)
+
+    async def _wait(
+        self, request: InvokeRequest, phases: Phases, invocation: str, block: Block | None, *, fresh: bool
+    ) -> tuple[Block, InvokeRequest, Held | Answered]:
+        """For a permit, unless one is here, and for a sandbox. Who is cancelled, or refused, leaves nothing taken."""
+        name = request.function.name
         if block is None:
             deadline = min(request.deadline, self._clock.monotonic() + self._patience.permit_s)
-            block = await self._admission.permit(
-                request.account, record.name, cause=request.request_id, deadline=deadline
-            )
-        phases.permit()
+            block = await self._admission.permit(request.account, name, cause=request.request_id, deadline=deadline)
+            phases.permit()
         try:
-            key = (record.account, record.name, record.version, record.revision)
-            held = None if fresh else self._lingering.take(key)
-            if held is None:
-                got = await self._reserving.reserve(request, invocation, phases)
-                if isinstance(got, Answered):
-                    self._admission.give(block, record.name)
-                    return got  # the sandbox could not be made, and the function's caller is told as by the function
-                held = got
+            request, got = await self._sandbox(request, phases, invocation, fresh=fresh)
         except BaseException:
-            self._admission.give(block, record.name)
+            self._admission.give(block, name)
             raise
-        phases.reserved()
-        return await self._run(request, phases, invocation, block, held)
+        if isinstance(got, Answered):
+            self._admission.give(block, name)
+        return block, request, got
+
+    async def _sandbox(
+        self, request: InvokeRequest, phases: Phases, invocation: str, *, fresh: bool
+    ) -> tuple[InvokeRequest, Held | Answered]:
+        """A sandbox of the revision that this frontend serves now: an update may come while a request waits.
+
+        Between this frontend's acknowledgement of a revision and its next Start of an older one lies no await.
+        """
+        while True:
+            request = self._renewed(request)
+            record = request.function
+            got: Held | Answered | None = None
+            if not fresh:
+                key = (record.account, record.name, record.version, record.revision)
+                got = self._lingering.take(key) or await self._lingering.soon(key)
+            got = got or await self._reserving.reserve(request, invocation, phases)
+            if got is not None and self._newest(record) is record:
+                return request, got
+            if isinstance(got, Held):
+                self._lingering.let_go(got)
+
+    def _renewed(self, request: InvokeRequest) -> InvokeRequest:
+        """The request for the newest revision, with that one's timeout. Raises Deleted."""
+        record = request.function
+        newest = self._newest(record)
+        if newest is None:
+            raise Deleted(record.name)
+        if newest is record:
+            return request
+        longer_s = newest.configuration.timeout_s - record.configuration.timeout_s
+        return replace(request, function=newest, deadline=request.deadline + longer_s)
 
     async def _run(
         self, request: InvokeRequest, phases: Phases, invocation: str, block: Block, held: Held
@@ -147,6 +215,10 @@ class FunctionInvoker:
             raise
         if isinstance(outcome, Answered):
             phases.answered(outcome.result)
+            if not flight.ended and outcome.result.status in _REUSABLE:
+                self._lingering.ends(held)
+        elif outcome.reason == FENCED:
+            self._admission.fenced(block)
         return outcome
 
     def _start(
@@ -184,6 +256,6 @@ class FunctionInvoker:
         _log.info(
             "invocation", cause=request.request_id, account=request.account, function=request.function.name,
             cold=phases.cold, queued_ms=phases.queued_ms(), ran_ms=round(phases.ran_ms, 3), outcome=outcome,
-            phases=phases.shown(),
+            worker=phases.worker, sandbox=phases.sandbox, phases=phases.shown(),
         )
 

@@ -5,6 +5,7 @@ recall it at any time, and the worker has the last word on it anyway (architectu
 """
 
 import asyncio
+from collections import deque
 from typing import Protocol
 
 from protos import common_pb2
@@ -16,6 +17,10 @@ class Lender(Protocol):
     """Who gave a reservation, and is told when it isn't needed any more."""
 
     def release(self, sandbox: str, sequence: int) -> None: ...
+
+
+# An END follows its result within a fraction of a millisecond, as a rule; asking the manager takes longer than that.
+SOON_S = 0.005
 
 
 class Held:
@@ -40,6 +45,11 @@ class Lingering:
     def __init__(self) -> None:
         self._idle: dict[FunctionKey, list[Held]] = {}
         self._held: dict[str, Held] = {}    # by sandbox
+        self._ending: dict[FunctionKey, dict[Held, None]] = {}     # in the order of their answers
+        self._hoping: dict[FunctionKey, deque[asyncio.Future[Held | None]]] = {}    # for one that ends
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def take(self, key: FunctionKey) -> Held | None:
         """The most recently used one that lingers: its sandbox is the warmest."""
@@ -54,6 +64,38 @@ class Lingering:
         held.timer = None
         return held
 
+    def ends(self, held: Held) -> None:
+        """Its invocation has answered, and will be over in a moment."""
+        if not held.recalled and held.linger_s > 0:
+            self._ending.setdefault(held.key, {})[held] = None
+
+    async def soon(self, key: FunctionKey) -> Held | None:
+        """One that is about to be over and that nobody else hopes for; None where there is none, or not soon enough."""
+        hoping = self._hoping.get(key)
+        ending = self._ending.get(key)
+        if not ending or len(ending) <= (len(hoping) if hoping else 0):
+            return None
+        future: asyncio.Future[Held | None] = asyncio.get_running_loop().create_future()
+        self._hoping.setdefault(key, deque()).append(future)
+        try:
+            async with asyncio.timeout(SOON_S):
+                return await future
+        except TimeoutError:
+            if future.done() and not future.cancelled():
+                return future.result()
+            late = next(iter(self._ending.get(key, ())), None)
+            if late is not None:
+                self._no_longer_ending(late)    # its stream broke, perhaps: nobody else waits for it
+            return None
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                held = future.result()
+                if held is not None:
+                    self.keep(held)     # it came in the very turn of the cancellation
+            raise
+        finally:
+            self._forget(key, future)
+
     def hold(self, held: Held) -> None:
         """A new reservation, to be used at once."""
         self._held[held.reservation.sandbox] = held
@@ -63,11 +105,14 @@ class Lingering:
         if held.recalled or held.linger_s <= 0:
             self.let_go(held)
             return
+        if self._over(held, held):
+            return
         held.timer = asyncio.get_running_loop().call_later(held.linger_s, self._expire, held)
         self._idle.setdefault(held.key, []).append(held)
 
     def let_go(self, held: Held) -> None:
         """Not needed any more: the manager is told."""
+        self._over(held, None)
         if self._held.get(held.reservation.sandbox) is held:
             del self._held[held.reservation.sandbox]
         held.lender.release(held.reservation.sandbox, held.reservation.sequence)
@@ -108,3 +153,28 @@ class Lingering:
         idle.remove(held)
         if not idle:
             del self._idle[held.key]
+
+    def _over(self, held: Held, found: Held | None) -> bool:
+        """What was about to end has ended. Whoever hopes longest gets ``found``; whether somebody did."""
+        if not self._no_longer_ending(held):
+            return False
+        for future in self._hoping.get(held.key, ()):
+            if not future.done():
+                future.set_result(found)
+                return found is not None
+        return False
+
+    def _no_longer_ending(self, held: Held) -> bool:
+        ending = self._ending.get(held.key, {})
+        if held not in ending:
+            return False
+        del ending[held]
+        if not ending:
+            del self._ending[held.key]
+        return True
+
+    def _forget(self, key: FunctionKey, future: "asyncio.Future[Held | None]") -> None:
+        hoping = self._hoping[key]
+        hoping.remove(future)
+        if not hoping:
+            del self._hoping[key]

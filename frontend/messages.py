@@ -170,10 +170,17 @@ class Fenced(Message):
     stamp: Stamp
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedAsFenced(Message):
+    """A worker refused a start because our session's ``epoch`` is fenced: it has heard of it before we did."""
+
+    epoch: int
+
+
 Answer = Granted | Recalled | Throttled | Unproven | GenerationChanged
 Event = (
     Wanted | WaiterGone | Low | Freed | Flush | Tick | Leave
-    | LinkUp | LinkDown | NotLeader | Welcomed | Fenced | Answer
+    | LinkUp | LinkDown | NotLeader | Welcomed | Fenced | RefusedAsFenced | Answer
 )
 
 # ---------------------------------------------------------------- effects
@@ -194,7 +201,10 @@ class Admit(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse(Message):
-    """The request gets none. ``limit``, ``in_use`` and ``round`` are the proof of a throttle."""
+    """The request gets none. ``limit``, ``in_use`` and ``round`` are the proof of a throttle.
+
+    Of OVERLOADED ``limit`` is the bound of the queue, ``in_use`` how many wait.
+    """
 
     request: int
     pool: Pool

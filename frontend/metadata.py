@@ -4,14 +4,17 @@ Owns the copies of function records and access keys, the lease under which they 
 the store. Refuses to know what functions do and who asks for them.
 
 An update is complete once every live frontend acknowledged its revision or let its lease lapse (architecture: update).
-So nothing is served from the copy beyond the lease, counted from before the acknowledgement was sent.
+Beyond the lease, counted from before the acknowledgement was sent, the copy may be old without anybody waiting for this
+frontend: it is served all the same, because no invoke waits for the store, but ``sure`` says so, and the function's
+manager decides whether that revision may still start (decision 0014).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
+from chassis.beat import next_beat
 from chassis.clock import Clock
 from frontend.api.ports import Unavailable
 from frontend.auth import keys
@@ -23,6 +26,7 @@ from storage.interfaces import Change, Listing, MetadataStore
 
 PREFIX = "accounts/"
 LEASE_S = 10.0
+KEYS_LISTED_S = 1.0   # keys are watched, and listed again this often besides
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
 
 
@@ -33,18 +37,38 @@ class WatchedFunctions(FunctionStore):
         super().__init__(metadata, cipher)
         self._clock = clock
         self._records: dict[tuple[str, str], FunctionRecord] = {}
+        self._deleted: dict[tuple[str, str], int] = {}      # the last revision of what is no more
         self._valid_until = float("-inf")
         self.applied = 0
+        self.on_current: Callable[[], None] = lambda: None     # the copy has just become certainly current
         self.on_unsettled: Callable[[FunctionRecord, int], None] = lambda _record, _stored: None
 
     def cached(self, account: str, name: str) -> FunctionRecord | None:
-        """The record as of the last applied change. Raises Unavailable when the copy's lease has lapsed."""
-        if self._clock.monotonic() >= self._valid_until:
+        """The record as of the last applied change. Raises Unavailable before the first listing."""
+        if self._valid_until == float("-inf"):
             raise Unavailable(
-                "This frontend can't reach the metadata store, so that it can't know which code is current.",
+                "This frontend has not reached the metadata store yet, so that it knows no functions.",
                 {"remedy": "Try again: another frontend may answer. The store's health is in `labda status`."},
             )
         return self._records.get((account, name))
+
+    @property
+    def sure(self) -> bool:
+        """Whether no update can have become Successful that this copy doesn't have."""
+        return self._clock.monotonic() < self._valid_until
+
+    def newest(self, record: FunctionRecord) -> FunctionRecord | None:
+        """What a request that came with ``record`` has to run by now; None: the function was deleted meanwhile.
+
+        A request may know more than the watch, because the API reads from the store what the copy hasn't got.
+        """
+        at = (record.account, record.name)
+        kept = self._records.get(at)
+        if kept is None:
+            return None if self._deleted.get(at, 0) >= record.revision else record
+        if kept.revision <= record.revision:
+            return record
+        return None if kept.phase is Phase.CREATING else kept    # another function of the same name, not made yet
 
     def all(self) -> list[FunctionRecord]:
         """Every function of the copy, for status displays."""
@@ -60,8 +84,11 @@ class WatchedFunctions(FunctionStore):
         content = None if change.value is None else decode(change.key, change.value, self._cipher)
         if content is None or isinstance(content, Tombstone):
             self._records.pop(at, None)
+            if content is not None:
+                self._deleted[at] = content.revision
             return True
         self._records[at] = content
+        self._deleted.pop(at, None)
         if content.phase is Phase.ACTIVE:
             return False
         self.on_unsettled(content, change.revision)
@@ -70,12 +97,13 @@ class WatchedFunctions(FunctionStore):
     def replace(self, listing: Listing) -> None:
         """Take over a whole listing."""
         self._records.clear()
+        self._deleted.clear()
         for record in listing.records:
             self.apply(Change(key=record.key, value=record.value, revision=record.revision))
         self.applied = listing.revision
 
     def serve_until(self, monotonic: float) -> None:
-        """Allow serving from the copy until ``monotonic`` (seconds on the monotonic clock)."""
+        """The copy is certainly current until ``monotonic`` (seconds on the monotonic clock)."""
         self._valid_until = max(self._valid_until, monotonic)
 
 
@@ -92,6 +120,7 @@ class Follower:
         self._clock = clock
         self._log = structlog.get_logger("frontend.metadata")
         self._due = asyncio.Event()
+        self._unlisted = {PREFIX, keys.PREFIX}
         self.ready = asyncio.Event()
 
     async def run(self) -> None:
@@ -128,8 +157,9 @@ class Follower:
         listing = await self._metadata.list(PREFIX)
         self._functions.replace(listing)
         await self._acknowledge()
+        self._functions.on_current()
         listed()
-        self.ready.set()
+        self._listed(PREFIX)
         renewing = asyncio.create_task(self._renew(), name="renew metadata lease")
         try:
             async for change in self._metadata.watch(PREFIX, after=listing.revision):
@@ -138,6 +168,11 @@ class Follower:
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
+
+    def _listed(self, prefix: str) -> None:
+        self._unlisted.discard(prefix)
+        if not self._unlisted:
+            self.ready.set()
 
     async def _renew(self) -> None:
         """Acknowledge at once when somebody waits for it, else often enough to keep the lease."""
@@ -163,9 +198,24 @@ class Follower:
         self._functions.serve_until(before + LEASE_S)
 
     async def _follow_keys(self, listed: Callable[[], None]) -> None:
-        listing = await self._metadata.list(keys.PREFIX)
-        self._ring.replace(listing.records)
+        listing = await self._ring.relist(self._clock)
         listed()
-        changes: AsyncIterator[Change] = self._metadata.watch(keys.PREFIX, after=listing.revision)
-        async for change in changes:
-            self._ring.apply(change.key, change.value)
+        self._listed(keys.PREFIX)
+        again = asyncio.create_task(self._list_keys_again(), name="list keys again")
+        try:
+            async for change in self._metadata.watch(keys.PREFIX, after=listing.revision):
+                self._ring.apply(change.key, change.value, change.revision)
+        finally:
+            again.cancel()
+            await asyncio.gather(again, return_exceptions=True)
+
+    async def _list_keys_again(self) -> None:
+        """A revoked key is refused everywhere within 2 s, also where the watch is late or misses a change."""
+        while True:
+            await next_beat(KEYS_LISTED_S)
+            try:
+                await self._ring.relist(self._clock)
+            except StoreClosed:
+                return
+            except StorageFault as fault:
+                self._log.warning("keys not listed", error=str(fault))

@@ -4,7 +4,7 @@ Owns the stopwatch of one request. The worker and the manager measure their own 
 """
 
 from chassis.clock import Clock
-from protos import worker_pb2
+from protos import common_pb2, worker_pb2
 
 _COLD = ("place", "code", "sandbox", "runtime", "init")
 
@@ -12,7 +12,7 @@ _COLD = ("place", "code", "sandbox", "runtime", "init")
 class Phases:
     """Marks are set as the request goes on; reading is for the log line and for a caller that asked."""
 
-    __slots__ = ("_begun", "_clock", "_permitted", "_reserved", "cold", "parts", "ran_ms")
+    __slots__ = ("_begun", "_clock", "_permitted", "_reserved", "cold", "parts", "ran_ms", "sandbox", "worker")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -20,13 +20,15 @@ class Phases:
         self._permitted = self._reserved = 0.0
         self.cold = False
         self.ran_ms = 0.0
+        self.worker = self.sandbox = ""     # where it was started last
         self.parts: worker_pb2.ColdPhases | None = None
 
     def permit(self) -> None:
         self._permitted = self._clock.monotonic()
 
-    def reserved(self) -> None:
+    def reserved(self, reservation: common_pb2.Reservation) -> None:
         self._reserved = self._clock.monotonic()
+        self.worker, self.sandbox = reservation.worker, reservation.sandbox
 
     def made(self, parts: worker_pb2.ColdPhases) -> None:
         """A sandbox was made for this request."""
@@ -35,6 +37,10 @@ class Phases:
     def answered(self, result: worker_pb2.InvokeFrame.Result) -> None:
         self.ran_ms = result.duration_ms
         self.cold = self.cold or result.cold
+
+    def spent_s(self) -> float:
+        """Since the request was authenticated."""
+        return self._clock.monotonic() - self._begun
 
     def queued_ms(self) -> float:
         """Until the start was sent: permit and reservation."""

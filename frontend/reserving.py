@@ -7,23 +7,27 @@ settle. A reservation starts nothing, so that asking again is always safe.
 import asyncio
 import json
 from dataclasses import dataclass
+from typing import Protocol
 
 from chassis.clock import Clock
 from chassis.faults import Fault
+from frontend.api.invoke_operation import MARGIN_S
 from frontend.api.ports import InvokeRequest, Throttled, Unavailable
 from frontend.functions import FunctionRecord
 from frontend.linger import Held, Lender, Lingering
 from frontend.peers.flight import Answered
 from frontend.peers.managers import Manager, Managers
 from frontend.phases import Phases
+from frontend.retries import RetryBudget, used_up
 from frontend.tickets import Tickets
 from protos import common_pb2, worker_manager_pb2, worker_pb2
 
 _Refused = worker_manager_pb2.ManagerReply.Refused
 
 PAUSE_S_MIN, PAUSE_S_MAX = 0.05, 0.5
-# A manager or worker that died is back, or replaced, within this; a region that is full stays full for longer.
+# A worker that died is back, or its room is elsewhere, within this; a region that is full stays full for longer.
 SETTLE_S = 4.0
+HOPS_MAX = 3        # from one manager to the one that it names, without a pause: maps agree within a moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,20 +38,34 @@ class Place:
     az: str
 
 
+class Copy(Protocol):
+    """This frontend's copy of the metadata."""
+
+    @property
+    def sure(self) -> bool: ...
+
+    def newest(self, record: FunctionRecord) -> FunctionRecord | None: ...
+
+
 class Reserving:
     """Asks managers for reservations."""
 
     def __init__(
-        self, *, clock: Clock, place: Place, managers: Managers, lingering: Lingering, tickets: Tickets
+        self, *, clock: Clock, place: Place, managers: Managers, lingering: Lingering, tickets: Tickets, copy: Copy,
+        budget: RetryBudget,
     ) -> None:
         self._clock = clock
         self._place = place
         self._managers = managers
         self._lingering = lingering
         self._tickets = tickets
+        self._copy = copy
+        self._budget = budget
 
-    async def reserve(self, request: InvokeRequest, invocation: str, phases: Phases) -> Held | Answered:
+    async def reserve(self, request: InvokeRequest, invocation: str, phases: Phases) -> Held | Answered | None:
         """A reservation to start under, or the answer that a function gives whose sandbox can't be made.
+
+        None: the manager serves a newer revision, and by now so does this frontend.
 
         Raises Throttled (scaling rate) and Unavailable. Who is cancelled leaves the sandbox that starts to others.
         """
@@ -58,14 +76,21 @@ class Reserving:
         except TimeoutError:
             raise Unavailable(
                 "No sandbox was ready before the request's deadline.",
-                {"remedy": "try again: a sandbox that was starting is kept for the next request"},
+                {
+                    "limit": "time for permit, place, code and init beyond the function's timeout",
+                    "value": f"{MARGIN_S:g} s", "counter": f"sandboxes of {request.function.name}",
+                    "remedy": "try again: a sandbox that was starting is kept for the next request",
+                },
             ) from None
 
     async def _until_settled(
         self, request: InvokeRequest, invocation: str, phases: Phases
-    ) -> Held | Answered:
-        record = request.function
-        give_up = self._clock.monotonic() + SETTLE_S
+    ) -> Held | Answered | None:
+        record, asked = request.function, self._clock.monotonic()
+        # While no manager answers nothing is known to be missing but time, and of that the request has what its
+        # function doesn't need: managers and placements are replaced within seconds, whole AZs' as well.
+        give_up, limit_s = request.deadline - record.configuration.timeout_s, MARGIN_S
+        hops = 0
         pause_s = PAUSE_S_MIN
         manager: Manager | None = None
         while True:
@@ -82,19 +107,37 @@ class Reserving:
                         return self._held(record, reply.reserved, link, phases)
                     if reply.refused.reason == _Refused.NOT_MINE and reply.refused.owner != manager.node:
                         manager = self._managers.find(reply.refused.owner)
-                        if manager is not None and self._clock.monotonic() < give_up:
+                        hops += 1
+                        if manager is not None and hops <= HOPS_MAX:
                             continue
                     why = self._judge(request, reply.refused)
                     if reply.refused.reason == _Refused.CREATE_FAILED:
                         return _failed(reply.refused)
+                    if reply.refused.reason == _Refused.NO_CAPACITY:
+                        give_up, limit_s = min(give_up, asked + SETTLE_S), SETTLE_S
+                        self._pay(record, why)
+            if self._copy.newest(record) is not record:
+                return None
             if self._clock.monotonic() >= give_up:
                 raise Unavailable(
                     f"No sandbox can be had for {record.name}: {why}.",
-                    {"remedy": "try again; `labda status` shows workers, their memory and the managers"},
+                    {
+                        "limit": "time for the region to settle", "value": f"{limit_s:g} s", "reason": why,
+                        "remedy": "try again; `labda status` shows workers, their memory and the managers",
+                    },
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
             manager = None
+
+    def _pay(self, record: FunctionRecord, why: str) -> None:
+        """For another try at a full region, which rarely helps. Raises Unavailable when too many were tried.
+
+        A region in motion (no manager, another owner) costs nothing: those waits are few, one per permit, and each asks
+        at growing pauses.
+        """
+        if not self._budget.take():
+            raise Unavailable(f"No sandbox can be had for {record.name}: {why}.", used_up())
 
     def _ask(self, request: InvokeRequest) -> worker_manager_pb2.FrontendRequest.Reserve:
         record = request.function
@@ -104,6 +147,7 @@ class Reserving:
             ticket=self._tickets.issue(record.code.sha256, record.code.size_bytes),
             deadline_s=max(0.0, request.deadline - self._clock.monotonic()),
             az=self._place.az,
+            unsure=not self._copy.sure,
         )
 
     def _held(
@@ -131,13 +175,24 @@ class Reserving:
             case _Refused.SHED:
                 raise Unavailable(
                     f"{name} was not started: {refused.message or 'too many requests wait for a sandbox'}.",
-                    {"reason": reason, "remedy": "let callers back off; nothing was started"},
+                    {
+                        "limit": "requests that wait for a sandbox", "reason": reason, "message": refused.message,
+                        "counter": f"requests that wait for a sandbox of {name}",
+                        "remedy": "let callers back off; nothing was started",
+                    },
                 )
             case _Refused.UNKNOWN_RUNTIME:
                 raise Unavailable(
                     f"No worker of this region has the runtime {request.function.configuration.runtime}.",
                     {"reason": reason, "message": refused.message, "remedy": "`labda status` lists runtimes"},
                     retry_after_s=5,
+                )
+            case _Refused.REVISED if not self._copy.sure:
+                raise Unavailable(
+                    f"{name} was not started: {refused.message}.",
+                    {"reason": reason, "remedy": (
+                        "try again: another frontend may answer; this one can't reach the metadata store"
+                    )},
                 )
             case _:
                 return refused.message or reason.lower()

@@ -1,7 +1,9 @@
 """The budget of retries: at most a tenth of the requests, so that trouble isn't made worse by trying again.
 
-Owns the bucket. Refuses to know what is tried.
+Owns the bucket, one per frontend. Refuses to know what is tried.
 """
+
+from collections.abc import Mapping
 
 RATIO = 0.1
 BURST = 20.0
@@ -12,6 +14,12 @@ class RetryBudget:
 
     def __init__(self) -> None:
         self._tokens = BURST
+        self.taken = 0
+        self.denied = 0
+
+    @property
+    def tokens(self) -> float:
+        return self._tokens
 
     def earn(self) -> None:
         if self._tokens < BURST:
@@ -19,6 +27,16 @@ class RetryBudget:
 
     def take(self) -> bool:
         if self._tokens < 1.0:
+            self.denied += 1
             return False
         self._tokens -= 1.0
+        self.taken += 1
         return True
+
+
+def used_up() -> Mapping[str, object]:
+    """What a refusal says that would have been tried again."""
+    return {
+        "limit": "retries of one frontend", "value": f"{RATIO:.0%} of its requests",
+        "counter": "retries of this frontend", "remedy": "let callers back off; nothing was started",
+    }

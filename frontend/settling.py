@@ -5,7 +5,7 @@ died in between. Refuses to know what was created or updated.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -19,6 +19,11 @@ POLL_S_MIN, POLL_S_MAX = 0.01, 0.25
 ORPHAN_S = 3.0
 # A deletion is answered after at most this, whoever hasn't acknowledged it.
 DELETION_S_MAX = 2.0
+# A manager that hasn't answered by then is asked again: the function may have another one by now.
+RETIRE_S = 2.0
+
+# Returns when nothing older than the record's revision can start (``deleted``: nothing of it); raises Fault.
+Retire = Callable[[FunctionRecord, bool], Awaitable[None]]
 
 
 class _Settled(Exception):
@@ -26,10 +31,15 @@ class _Settled(Exception):
 
 
 class Settler:
-    """One per frontend. Tasks are held until they end; ``close`` cancels them (another frontend completes the rest)."""
+    """One per frontend. Tasks are held until they end; ``close`` cancels them (another frontend completes the rest).
 
-    def __init__(self, metadata: MetadataStore, functions: Functions, ids: Ids) -> None:
+    A phase ends when every live frontend has acknowledged it, so that what comes from now on gets the new revision,
+    and the function's manager has retired the older ones, so that what was on its way can't start them either.
+    """
+
+    def __init__(self, metadata: MetadataStore, functions: Functions, ids: Ids, retire: Retire) -> None:
         self._metadata = metadata
+        self._retire = retire
         self._functions = functions
         self._ids = ids
         self._log = structlog.get_logger("frontend.settling")
@@ -43,12 +53,14 @@ class Settler:
         """Complete a phase that was seen in the store, should the frontend that began it not do so."""
         self._start(record, stored, ORPHAN_S, replace=False)
 
-    async def deleted(self, stored: int) -> None:
+    async def deleted(self, record: FunctionRecord, stored: int) -> None:
         try:
             async with asyncio.timeout(DELETION_S_MAX):
+                await self._retire(record, True)
                 await self.acknowledged(stored)
-        except TimeoutError:
-            self._log.warning("deletion not acknowledged by all", revision=stored, waited_s=DELETION_S_MAX)
+        except (TimeoutError, Fault) as late:
+            # It is deleted all the same: each frontend answers 404 once it knows, and tells the manager.
+            self._log.warning("deletion not known to all", function=record.name, revision=stored, error=str(late))
 
     async def acknowledged(self, stored: int) -> None:
         """Return when no live frontend may still serve from anything older than store revision ``stored``."""
@@ -92,11 +104,14 @@ class Settler:
             await asyncio.sleep(pause_s)
             try:
                 await self.acknowledged(stored)
+                if record.revision > 1:
+                    async with asyncio.timeout(RETIRE_S):
+                        await self._retire(record, False)
                 await self._functions.change(record.account, record.name, how)
             except _Settled:
                 return
-            except Fault as fault:
-                self._log.warning("not settled yet", function=record.name, error=str(fault))
+            except (Fault, TimeoutError) as late:
+                self._log.warning("not settled yet", function=record.name, error=str(late) or "its manager is silent")
                 pause_s = 1.0
                 continue
             return

@@ -11,21 +11,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from chassis.faults import Fault
 from labda.refusal import Refusal, Status
-from labda.state import State, default_state
+from labda.target import EMBEDDED, TARGETS, state_of
 from labda.version import VERSION
 
+# Commands that mean one kind of cluster only.
+ALWAYS = {"up": "embedded", "down": "embedded", "cluster": "compose"}
 COMMANDS = {
     "up": "start an embedded cluster and keep it running",
     "down": "end the cluster that runs on a state directory",
     "status": "processes, workers and functions on one screen",
+    "hosts": "workers' hosts: health, lease, until when counting believes them; declare one dead",
+    "limits": "permits per pool: limit, granted, running, draining, refusals by reason",
     "env": "shell lines that make any AWS client use the cluster",
     "deploy": "create or update a function from a folder or a zip archive",
     "invoke": "run a function and print its result",
+    "metrics": "where every process serves its numbers, and what they are",
     "logs": "print what a function logged",
+    "account": "the accounts of a cluster: create, list",
+    "key": "the access keys of accounts: create, revoke, list",
+    "chaos": "break a cluster on purpose, under load, and say what came of it: list, run, check",
+    "cluster": "the cluster in containers: up, roll, replace, down, and who is trusted in it",
+    "backup": "everything that a cluster keeps, into one file",
+    "restore": "what a backup holds, into the stores of a cluster that is stopped",
     "doctor": "what this host lacks, and the command that gets it",
 }
-_WITHOUT_STATE = frozenset({"doctor"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refusal as refusal:
         sys.stderr.write(f"labda: {refusal.message}\n")
         return int(refusal.status)
+    except Fault as fault:  # from the world, and it says what to do
+        sys.stderr.write(f"labda: {fault.message}\n")
+        return int(Status.FAILED)
     except KeyboardInterrupt:
         return int(Status.INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe has seen enough
@@ -54,14 +68,17 @@ def _run(argv: Sequence[str]) -> int:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == wanted:
             importlib.import_module(f"labda.commands.{name}").arguments(command)
-        if name not in _WITHOUT_STATE:
+        command.add_argument(
+            "--state", type=Path, metavar="DIR",
+            help="state directory of the cluster (default: .labda, or .labda-compose for --target compose)",
+        )
+        if name not in ALWAYS:
             command.add_argument(
-                "--state", type=Path, default=default_state(), metavar="DIR",
-                help="state directory of the cluster (default: %(default)s)",
+                "--target", choices=TARGETS, default=EMBEDDED,
+                help="which cluster: the embedded one, or the one in containers (default: %(default)s)",
             )
     options = parser.parse_args(argv)
-    if options.command not in _WITHOUT_STATE:
-        options.state = State(options.state.expanduser().resolve())
+    options.state = state_of(ALWAYS.get(options.command) or options.target, options.state)
     status = importlib.import_module(f"labda.commands.{options.command}").run(options)
     sys.stdout.flush()
     return int(status)

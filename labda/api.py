@@ -1,4 +1,4 @@
-"""The public API as the command uses it: five operations, signed, over one kept connection.
+"""The public API as the command uses it: a few operations, signed, over one kept connection.
 
 Owns those calls and the sentences for what goes wrong. Refuses to know the cluster behind the endpoint: any other
 client of AWS Lambda does the same.
@@ -8,7 +8,7 @@ import base64
 import hashlib
 import http.client
 import json
-import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from labda.state import Credentials
 FUNCTIONS = "/2015-03-31/functions"
 CONNECT_S = 3.0
 REQUEST_S = 960.0           # the longest function timeout and a cold start
+LIST_S = 3.0                # a frontend that stands still accepts connections and answers nothing
 SETTLE_S = 60.0             # how long a deployment may take
 POLL_S = 0.05
 ROLE_NAME = "labda"
@@ -54,17 +55,26 @@ class Code:
 
 
 class Api:
-    """``endpoint`` is a URL like http://127.0.0.1:9000."""
+    """``endpoint`` is a URL like http://127.0.0.1:9000. Of an HTTPS one ``authority`` names the file of who vouches."""
 
-    def __init__(self, endpoint: str, credentials: Credentials, region: str) -> None:
+    def __init__(self, endpoint: str, credentials: Credentials, region: str, *, authority: str = "") -> None:
         self.endpoint = endpoint
         self._credentials = credentials
         self._region = region
         parts = urlsplit(endpoint)
         self._host = parts.netloc
-        self._connection = http.client.HTTPConnection(
-            parts.hostname or "127.0.0.1", parts.port or 80, timeout=CONNECT_S
-        )
+        host = parts.hostname or "127.0.0.1"
+        if parts.scheme == "https":
+            try:
+                trust = ssl.create_default_context(cafile=authority or None)
+            except OSError as error:
+                raise Refusal(f"{authority} can't be used to verify {endpoint} ({error}): it is to hold the PEM "
+                              "certificate of the cluster's CA", Status.HOST) from error
+            self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, parts.port or 443, timeout=CONNECT_S, context=trust
+            )
+        else:
+            self._connection = http.client.HTTPConnection(host, parts.port or 80, timeout=CONNECT_S)
 
     def close(self) -> None:
         self._connection.close()
@@ -80,7 +90,8 @@ class Api:
     def functions(self) -> Iterator[dict[str, Any]]:
         marker = ""
         while True:
-            page = self._checked(self._send("GET", f"{FUNCTIONS}/", {"Marker": marker} if marker else {})).json()
+            query = {"Marker": marker} if marker else {}
+            page = self._checked(self._send("GET", f"{FUNCTIONS}/", query, timeout_s=LIST_S)).json()
             yield from page["Functions"]
             marker = page.get("NextMarker") or ""
             if not marker:
@@ -113,6 +124,31 @@ class Api:
             found = self._settled(code.name)
         return found
 
+    def configure(self, name: str, settings: Mapping[str, Any]) -> Answer:
+        """Changes its configuration; whatever the answer is, it is returned."""
+        return self._send("PUT", f"{FUNCTIONS}/{quote(name, safe='')}/configuration", body=settings)
+
+    def delete(self, name: str) -> None:
+        """Its sandboxes go with it. No error when it isn't there."""
+        answer = self._send("DELETE", f"{FUNCTIONS}/{quote(name, safe='')}")
+        if answer.status != 404:
+            self._checked(answer)
+
+    def reserve(self, name: str, concurrency: int | None) -> None:
+        """Its reserved concurrency; None takes the reservation away."""
+        place = _concurrency(name)
+        if concurrency is None:
+            self._checked(self._send("DELETE", place))
+        else:
+            self._checked(self._send("PUT", place, body={"ReservedConcurrentExecutions": concurrency}))
+
+    def reserved(self, name: str) -> int | None:
+        """What is reserved for it; None: nothing."""
+        found: int | None = self._checked(self._send("GET", _concurrency(name, "2019-09-30"))).json().get(
+            "ReservedConcurrentExecutions"
+        )
+        return found
+
     def invoke(self, name: str, payload: bytes, *, explain: bool = False, log: bool = False) -> Answer:
         """Runs it. The answer's status is 200 also when the function failed: header x-amz-function-error says so."""
         headers = {"x-labda-explain": "1"} if explain else {}
@@ -120,11 +156,6 @@ class Api:
             headers["x-amz-log-type"] = "Tail"
         path = f"{FUNCTIONS}/{quote(name, safe='')}/invocations"
         return self._checked(self._send("POST", path, raw=payload, headers=headers))
-
-    def _connect(self) -> None:
-        self._connection.connect()
-        connected: socket.socket = self._connection.sock
-        connected.settimeout(REQUEST_S)
 
     def _settled(self, name: str) -> dict[str, Any]:
         deadline = time.monotonic() + SETTLE_S
@@ -167,6 +198,7 @@ class Api:
         body: Any = None,
         raw: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout_s: float = REQUEST_S,
     ) -> Answer:
         content = raw if raw is not None else (json.dumps(body).encode() if body is not None else b"")
         text = urlencode(sorted((query or {}).items()), quote_via=quote)
@@ -177,7 +209,8 @@ class Api:
         began = time.monotonic()
         try:
             if self._connection.sock is None:
-                self._connect()
+                self._connection.connect()
+            self._connection.sock.settimeout(timeout_s)
             self._connection.request(method, path + ("?" + text if text else ""), body=content, headers=signed)
             response = self._connection.getresponse()
             data = response.read()
@@ -191,3 +224,7 @@ class Api:
             response.status, {name.lower(): value for name, value in response.getheaders()}, data,
             time.monotonic() - began,
         )
+
+
+def _concurrency(name: str, version: str = "2017-10-31") -> str:
+    return f"/{version}/functions/{quote(name, safe='')}/concurrency"

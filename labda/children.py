@@ -9,19 +9,21 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PR_SET_CHILD_SUBREAPER = 36
 REAP_S = 1.0
+ENDED_WELL = "exit status 0"
 KILLED_S = 5.0              # how long a killed process may take to be gone: it is in the kernel's hands
-LOG_BYTES_MAX = 16 << 20    # a log that is longer at a start is moved aside, once
+LOG_BYTES_MAX = 16 << 20    # a log that is longer is put aside, in the place of what was put aside before
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
@@ -61,6 +63,7 @@ class Child:
     restart: asyncio.TimerHandle | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
+    held: bool = False          # it is not started again until it is released
 
     @property
     def pid(self) -> int | None:
@@ -111,6 +114,43 @@ class Children:
         """At once. It is started again unless it is being stopped."""
         self._signal(child, signal.SIGKILL)
 
+    async def kill_all(self, names: Iterable[str]) -> None:
+        """At once, all at the same moment. Returns when they are gone; each is started again as after any crash."""
+        lives = [(child, child.process) for child in (self.by_name[name] for name in names) if child.process]
+        for child, _ in lives:
+            self._signal(child, signal.SIGKILL)
+        async with asyncio.timeout(KILLED_S):
+            for child, life in lives:
+                while child.process is life:
+                    await child.gone.wait()
+
+    async def hold(self, names: Iterable[str], *, grace_s: float = 0.0) -> None:
+        """Ends them, all at the same moment, and starts none of them again until ``release``.
+
+        With ``grace_s`` by SIGTERM first. Returns when they are gone.
+        """
+        children = [self.by_name[name] for name in names]
+        for child in children:
+            child.held = True
+            if child.restart is not None:
+                child.restart.cancel()
+                child.restart = None
+        for child in children:
+            self._signal(child, signal.SIGTERM if grace_s else signal.SIGKILL)
+        if grace_s:
+            for child in await self._await_gone(children, grace_s):
+                self._signal(child, signal.SIGKILL)
+        await self._await_gone(children, KILLED_S)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Starts what ``hold`` ended, at once; who isn't held is left alone."""
+        for child in (self.by_name[name] for name in names):
+            if child.held:
+                child.held = False
+                child.backoff = Backoff()
+                if child.process is None and not child.stopping:
+                    self._start(child)
+
     async def stop_orphans(self) -> None:
         """Ends what was adopted from children that are gone already."""
         deadline = time.monotonic() + KILLED_S
@@ -130,10 +170,7 @@ class Children:
     def _start(self, child: Child) -> None:
         child.restart = None
         child.gone.clear()
-        with contextlib.suppress(FileNotFoundError):
-            if child.log.stat().st_size > LOG_BYTES_MAX:
-                child.log.replace(child.log.with_suffix(".log.1"))
-        with child.log.open("ab") as log:
+        with _log_of(child) as log:
             child.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", "--", *child.argv],
                 cwd="/", env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -157,7 +194,7 @@ class Children:
         # A group leader that was killed leaves its helpers: a new start must not meet them.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
-        if not child.stopping:
+        if not child.stopping and not child.held:
             delay_s = child.backoff.delay(time.monotonic() - child.started_at)
             child.restart = loop.call_later(delay_s, self._start, child)
         self._observe(child)
@@ -184,6 +221,8 @@ class Children:
 
     def _reap(self) -> None:
         self._reap_adopted()
+        for child in self.by_name.values():
+            shorten(child.log)
         self._reaper = asyncio.get_running_loop().call_later(REAP_S, self._reap)
 
     def _reap_adopted(self) -> None:
@@ -199,9 +238,40 @@ class Children:
             os.waitpid(found.si_pid, 0)
 
 
+@contextlib.contextmanager
+def _log_of(child: Child) -> Iterator[IO[bytes] | int]:
+    """The file for what a child says; nowhere, rather than no child, when none can be opened (a full disk)."""
+    shorten(child.log)
+    try:
+        file = child.log.open("ab")     # appending: what is written after it was shortened begins at its new end
+    except OSError:
+        yield subprocess.DEVNULL
+        return
+    with file:
+        yield file
+
+
+def shorten(log: Path) -> None:
+    """A log that is too long goes to LOG.1. It is copied, not moved: its process keeps writing to the same file.
+
+    A line that is written between the copy and the cut is lost. On a full disk the copy ends where the room does.
+    """
+    try:
+        if log.stat().st_size <= LOG_BYTES_MAX:
+            return
+    except OSError:
+        return  # not there yet
+    with contextlib.suppress(OSError):
+        shutil.copyfile(log, log.with_suffix(".log.1"))
+    with contextlib.suppress(OSError):
+        os.truncate(log, 0)
+
+
 def describe(status: int) -> str:
     """``Popen.wait``'s status for people."""
-    if status >= 0:
+    if status == 0:
+        return ENDED_WELL
+    if status > 0:
         return f"exit status {status}"
     try:
         return f"killed by {signal.Signals(-status).name}"

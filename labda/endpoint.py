@@ -1,16 +1,23 @@
 """The public address: parsed, checked, and kept for this cluster while it runs.
 
 Owns the sentence that says who has a port. All frontends listen on one address (SO_REUSEPORT); this process keeps a
-socket bound to it that never listens, so that nobody else gets the port while a frontend is away.
+socket bound to it that never listens, so that nobody else gets the port while a frontend is away. Beyond loopback the
+endpoint is HTTPS.
 """
 
 import contextlib
+import fcntl
 import ipaddress
 import os
 import socket
+import struct
 from pathlib import Path
 
+from chassis.addresses import is_loopback
 from labda.refusal import Refusal, Status
+
+_SIOCGIFADDR = 0x8915       # an interface's IPv4 address
+_IFREQ = struct.Struct("16s4x4s8x")
 
 
 def parse(text: str) -> tuple[str, int]:
@@ -46,11 +53,35 @@ def reserve(text: str) -> socket.socket:
 def url(listen: str) -> str:
     """Where clients on this host reach it: a wildcard address is reached by loopback."""
     host, port = parse(listen)
-    with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        if address.is_unspecified:
-            host = "::1" if address.version == 6 else "127.0.0.1"
-    return f"http://{render(host, port)}"
+    if _is_wildcard(host):
+        host = "::1" if ":" in host else "127.0.0.1"
+    return f"{'http' if is_loopback(listen) else 'https'}://{render(host, port)}"
+
+
+def hosts(listen: str) -> list[str]:
+    """Names and addresses by which clients may call it: those are what its certificate is for."""
+    host, _ = parse(listen)
+    if not _is_wildcard(host):
+        return [host]
+    return ["localhost", socket.gethostname(), "127.0.0.1", "::1", *_addresses()]
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _addresses() -> list[str]:
+    """IPv4 addresses of this host's interfaces, but loopback's."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):      # an interface without an address
+                answer = fcntl.ioctl(any_socket, _SIOCGIFADDR, _IFREQ.pack(name.encode(), b""))
+                found.append(socket.inet_ntoa(_IFREQ.unpack(answer)[1]))
+    return [address for address in found if not ipaddress.ip_address(address).is_loopback]
 
 
 def _bind(holder: socket.socket, address: object, text: str) -> None:

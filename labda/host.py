@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DISK_BYTES_MIN = 2 << 30
+DISK_BYTES_NEEDED = 64 << 20     # journals, certificates, metadata and logs of a cluster that does nothing yet
 SHOWN_FILES_MIN = 4096
+STORE_PROGRAMS = ("etcd", "nats-server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +46,44 @@ def checks(state: Path) -> list[Check]:
     ]
 
 
+def stores(project: Path) -> list[Check]:
+    """Members of a cluster's stores, where a checkout is: only its tests start them on the host itself."""
+    if not (project / "deploy" / "stores.sh").exists():
+        return []
+    folder = project / ".stores"
+    lacking = [name for name in STORE_PROGRAMS if not (folder / "bin" / name).exists()]
+    said = folder / "missing"
+    why = said.read_text().strip().replace("\n", "; ") if said.exists() else "set-up didn't run yet"
+    return [Check(
+        name="stores", ok=not lacking, fatal=False,
+        missing=f"no {', '.join(lacking)}, which the stores' tests start ({why})" if lacking else "",
+        remedy="deploy/stores.sh" if lacking else "",
+    )]
+
+
 def _check(name: str, ok: bool, missing: str, remedy: str) -> Check:
     return Check(name=name, ok=ok, missing="" if ok else missing, remedy="" if ok else remedy)
 
 
 def _disk(state: Path) -> Check:
-    folder = next(parent for parent in (state, *state.parents) if parent.exists())
+    folder = next(parent for parent in (state, *state.parents) if _seen(parent))
     free = shutil.disk_usage(folder).free
     ok = free >= DISK_BYTES_MIN
+    need = "a cluster needs 64 MB to start" if free < DISK_BYTES_NEEDED else "sandboxes and code caches need 2 GB"
     return Check(
-        name="disk", ok=ok, fatal=False,
-        missing="" if ok else f"{free >> 20:,} MB are free in {folder}: sandboxes and code caches need 2 GB",
+        name="disk", ok=ok, fatal=free < DISK_BYTES_NEEDED,
+        missing="" if ok else f"{free >> 20:,} MB are free in {folder}: {need}",
         remedy="" if ok else "free some space, or name a state directory on another disk with --state",
     )
+
+
+def _seen(path: Path) -> bool:
+    """Whether it is there, as far as this user may look."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
 
 
 def _open_files() -> Check:

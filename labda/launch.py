@@ -11,27 +11,34 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chassis import config
-from chassis.certificates import Authority, TlsFiles, write_private
+from chassis.addresses import is_loopback
+from chassis.certificates import Authority, Tls, TlsFiles, write_private
 from chassis.clock import SystemClock
 from chassis.config import NodeConfig
 from chassis.rpc import Caller
 from counting.config import CountingConfig
-from frontend.config import FrontendConfig
+from frontend.config import FrontendConfig, HttpTls
+from labda import endpoint
 from labda.refusal import Refusal, Status
 from labda.region import OPERATOR
 from labda.state import Credentials, State
 from labda.topology import Member, Topology
-from placement.config import PlacementConfig
+from placement.config import FleetConfig, PlacementConfig
+from storage.faults import StorageFault
+from storage.interfaces import MetadataStore
+from storage.sqlite_file import METADATA_FILE, prepare
 from worker.config import WorkerConfig
 from worker_manager.config import ManagerConfig
 
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
+ROOT_NAME = "root"
+ENDPOINT = "endpoint"       # whose certificate clients see, where they may be on other hosts
 LOOPBACK = "127.0.0.1"
 # Below the kernel's range for outgoing connections: a seed that is started again must find its port free.
 SEED_PORTS = range(20_000, 32_000)
@@ -40,6 +47,7 @@ UIDS_PER_WORKER = 2002      # two for each of 1,000 sandboxes, and two more
 WORKERS_MAX = 180
 CLUSTERS = 5_000
 MEMORY_MB_MIN = 1024
+STORE_BUSY_S = 2.0
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -50,10 +58,13 @@ class Plan:
     state: State
     topology: Topology
     listen: str                     # public endpoint, host:port, served by all frontends
-    seeds: Mapping[str, str]        # addresses of counting members and placements by node
+    seeds: Mapping[str, str]        # fixed addresses, by ``seed_names``
     runtimes: Path
     region: str = REGION
+    time_scale: float = 1.0         # of leases, and with them of how long a function may run
     check: bool = False             # cores check their invariants after every event
+    trace: bool = False             # cores record every event
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)     # settings by service, else the defaults
 
     @property
     def placements(self) -> tuple[str, ...]:
@@ -62,6 +73,10 @@ class Plan:
     @property
     def counting(self) -> dict[str, str]:
         return {m.node: self.seeds[m.node] for m in self.topology.members() if m.service == "counting"}
+
+    @property
+    def raft(self) -> dict[str, str]:
+        return {m.node: self.seeds[raft(m.node)] for m in self.topology.members() if m.service == "counting"}
 
     @property
     def store(self) -> str:
@@ -90,15 +105,26 @@ def write(plan: Plan) -> None:
         plan.state.node(member.node).mkdir(exist_ok=True)
         plan.state.config(member.node).write_text(config.dump(settings(plan, member)))
     _certify(plan.state, authority, Member(service="operator", node=OPERATOR, az="az1", host="operator"))
+    if not is_loopback(plan.listen):
+        _keep(plan.state, ENDPOINT, authority.issue_plain(ENDPOINT, hosts=endpoint.hosts(plan.listen)))
     _make_counting(plan)
 
 
 def settings(plan: Plan, member: Member) -> Any:
-    """One process's configuration."""
+    """One process's configuration. Raises Refusal for a change that it doesn't allow."""
+    try:
+        return config.changed(_settings(plan, member), plan.changes.get(member.service, {}))
+    except config.ConfigFault as fault:
+        raise Refusal(f"--set {member.service}.{fault.message}", Status.USAGE) from fault
+
+
+def _settings(plan: Plan, member: Member) -> Any:
     fixed = plan.seeds.get(member.node)
     node = NodeConfig(
         service=member.service, node=member.node, az=member.az, host=member.host,
         listen=fixed or f"{LOOPBACK}:0", placement=plan.placements, region=plan.region, check=plan.check,
+        trace=str(plan.state.node(member.node) / "trace.ndjson") if plan.trace else "",
+        metrics_listen=f"{LOOPBACK}:0",
         tls=TlsFiles(
             authority=str(plan.state.authority), certificate=str(plan.state.certificate(member.node)),
             key=str(plan.state.key(member.node)),
@@ -107,15 +133,18 @@ def settings(plan: Plan, member: Member) -> Any:
     folder = plan.state.node(member.node)
     match member.service:
         case "counting":
-            return CountingConfig(node=node, directory=str(folder / "raft"), members=plan.counting)
+            return CountingConfig(node=node, directory=str(folder / "raft"), members=plan.raft)
         case "placement":
-            return PlacementConfig(node=node, store=plan.store)
+            return PlacementConfig(node=node, store=plan.store, fleet=FleetConfig(time_scale=plan.time_scale))
         case "worker_manager":
             return ManagerConfig(node=node)
         case "frontend":
             return FrontendConfig(
                 node=node, counting=tuple(plan.counting.values()), store=plan.store, listen=plan.listen,
                 key_file=str(plan.state.data_key), http=f"{LOOPBACK}:0",
+                http_tls=None if is_loopback(plan.listen) else HttpTls(
+                    certificate=str(plan.state.certificate(ENDPOINT)), key=str(plan.state.key(ENDPOINT))
+                ),
             )
         case "worker":
             return WorkerConfig(
@@ -127,47 +156,80 @@ def settings(plan: Plan, member: Member) -> Any:
             raise AssertionError(f"no process of {service} is part of a topology")
 
 
+def seed_names(topology: Topology) -> list[str]:
+    """Who has a fixed address: counting members and placements by node, and where the former serve Raft."""
+    nodes = [member for member in topology.members() if member.service in {"counting", "placement"}]
+    return [node.node for node in nodes] + [raft(node.node) for node in nodes if node.service == "counting"]
+
+
+def raft(node: str) -> str:
+    """The name of the address where a counting member serves Raft."""
+    return f"{node} raft"
+
+
 def find_seeds(state: State, topology: Topology) -> dict[str, str]:
     """Addresses of the seeds: those of the last start where they are free, else others."""
     before = state.read("seeds.json") or {}
     rng = random.Random(hashlib.sha256(state.name.encode()).digest())  # noqa: S311 - spreads clusters over ports
     taken: set[int] = set()
     seeds: dict[str, str] = {}
-    for member in topology.members():
-        if member.service not in {"counting", "placement"}:
-            continue
-        port = int(before.get(member.node, "x:0").rsplit(":", 1)[1])
+    for name in seed_names(topology):
+        port = int(before.get(name, "x:0").rsplit(":", 1)[1])
         while port == 0 or port in taken or not _is_free(port):
             port = rng.choice(SEED_PORTS)
         taken.add(port)
-        seeds[member.node] = f"{LOOPBACK}:{port}"
+        seeds[name] = f"{LOOPBACK}:{port}"
     state.write("seeds.json", seeds)
     return seeds
 
 
+def check_store(state: State) -> None:
+    """Raises Refusal for a store that this version can't use: before anything is started, let alone written."""
+    path = state.store / METADATA_FILE
+    if not path.exists():
+        return
+    try:
+        prepare(path, busy_s=STORE_BUSY_S)
+    except StorageFault as fault:
+        raise Refusal(fault.message) from fault
+
+
 async def root_credentials(plan: Plan) -> Credentials:
-    """The root access key: made at the first start, and put into the store where a lost store lacks it."""
+    """The root account and its key: made at the first start, and put into the store where a lost store lacks them.
+
+    Before any frontend runs: everything later goes through a frontend. A key that was revoked doesn't come back.
+    """
     # Slow to import: this runs while the processes start.
-    from frontend.auth.keys import AccessKey, new_key, store_key  # noqa: PLC0415
-    from storage.cipher import Cipher  # noqa: PLC0415
-    from storage.faults import Conflict  # noqa: PLC0415
+    from frontend.auth.keys import new_key  # noqa: PLC0415
     from storage.open import open_store  # noqa: PLC0415
 
-    found = plan.state.read("root.json")
-    if found is None:
+    if plan.state.read("root.json") is None:
         key = new_key(ACCOUNT, random.SystemRandom(), time.time())
-        found = {"account": key.account, "access_key_id": key.key_id, "secret_access_key": key.secret}
-        plan.state.write("root.json", found)
-    key = AccessKey(
-        key_id=found["access_key_id"], account=found["account"], secret=found["secret_access_key"], created=time.time()
-    )
+        plan.state.write("root.json", {
+            "account": key.account, "access_key_id": key.key_id, "secret_access_key": key.secret,
+        })
     stores = open_store(plan.store, SystemClock())
     try:
-        with contextlib.suppress(Conflict):  # it is there: the usual case
-            await store_key(stores.metadata, Cipher.open(plan.state.data_key), key)
+        await keep_root(plan.state, stores.metadata)
     finally:
         await stores.close()
     return plan.state.credentials()
+
+
+async def keep_root(state: State, metadata: MetadataStore) -> None:
+    """Puts the root account and its key into a store that lacks them. A key that was revoked doesn't come back."""
+    from frontend.auth.accounts import Account, AccountBook  # noqa: PLC0415 - as above
+    from frontend.auth.keys import AccessKey, store_key  # noqa: PLC0415
+    from storage.cipher import Cipher  # noqa: PLC0415
+    from storage.faults import Conflict  # noqa: PLC0415
+
+    root = state.credentials()
+    key = AccessKey(key_id=root.key_id, account=root.account, secret=root.secret, created=time.time())
+    book = AccountBook(metadata)
+    if not any(account.root for account in await book.all()):
+        await book.add(Account(id=key.account, name=ROOT_NAME, created=time.time(), root=True))
+    with contextlib.suppress(Conflict):  # it is there: the usual case
+        await store_key(metadata, Cipher.open(state.data_key), key)
 
 
 def cluster_id(state: State) -> str:
@@ -202,8 +264,12 @@ def _authority(state: State) -> Authority:
 
 def _certify(state: State, authority: Authority, member: Member) -> None:
     tls = authority.issue(Caller(service=member.service, node=member.node, az=member.az, host=member.host))
-    write_private(state.certificate(member.node), tls.certificate)
-    write_private(state.key(member.node), tls.key)
+    _keep(state, member.node, tls)
+
+
+def _keep(state: State, name: str, tls: Tls) -> None:
+    write_private(state.certificate(name), tls.certificate)
+    write_private(state.key(name), tls.key)
 
 
 def _make_counting(plan: Plan) -> None:

@@ -1,7 +1,8 @@
 """What a cluster that was killed may leave on its host apart from processes: the control groups of its workers.
 
 Owns their removal. A worker removes its own when it ends; one that is killed together with its sandboxes can't, and its
-next start sweeps them. This is for clusters that don't start again.
+next start sweeps them. This is for clusters that don't start again, or start again with fewer workers. Mounts and loop
+devices need nobody: they end with the mount namespaces of the sandboxes' processes.
 """
 
 from pathlib import Path

@@ -5,10 +5,14 @@ Owns the operator's connections. Everything comes by RPC under the operator's ce
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
 
 from chassis import logs
 from chassis.certificates import Tls, TlsFiles
 from chassis.clock import SystemClock
+from chassis.credentials import Credentials
 from chassis.directory import Directory
 from chassis.faults import Fault
 from chassis.grpc_network import GrpcNetwork, is_serving
@@ -16,6 +20,7 @@ from chassis.rpc import Network
 from labda.refusal import Refusal, Status
 from labda.state import State
 from protos import (
+    common_pb2,
     counting_pb2,
     counting_rpc,
     placement_pb2,
@@ -24,6 +29,7 @@ from protos import (
     worker_pb2,
     worker_rpc,
 )
+from protos.rpc import Method
 
 OPERATOR = "operator"
 VIEW_S = 3.0
@@ -31,6 +37,8 @@ CALL_S = 2.0
 FOLLOW_S = 86_400.0
 
 Node = placement_pb2.Node
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
 
 
 class Region:
@@ -49,17 +57,38 @@ class Region:
         """Asks the process itself (gRPC health)."""
         return await is_serving(self._network, node.address, service=node.service, node=node.node, timeout_s=CALL_S)
 
+    async def call(
+        self, node: Node, method: Method[Request, Response], request: Request, *, timeout_s: float = CALL_S
+    ) -> Response:
+        """One question to one process. Raises Fault."""
+        channel = self._network.connect(node.address, service=node.service, node=node.node)
+        try:
+            return await channel.call(method, request, timeout_s=timeout_s)
+        finally:
+            await channel.close()
+
     async def pools(self) -> counting_pb2.ListPoolsAnswer | None:
         """From the leader of counting; None while there is none that answers."""
+        return await self._ask_leader(counting_rpc.LIST_POOLS, counting_pb2.ListPoolsRequest())
+
+    async def hosts(self) -> counting_pb2.ListHostsAnswer | None:
+        """Likewise."""
+        return await self._ask_leader(counting_rpc.LIST_HOSTS, counting_pb2.ListHostsRequest())
+
+    async def declare_dead(
+        self, incarnation: common_pb2.Incarnation, *, force: bool
+    ) -> counting_pb2.DeclareDeadAnswer | None:
+        """Likewise; one that was declared and isn't known to have been may be declared again."""
+        request = counting_pb2.DeclareDeadRequest(incarnation=incarnation, force=force)
+        return await self._ask_leader(counting_rpc.DECLARE_DEAD, request)
+
+    async def _ask_leader(self, method: Method[Request, Response], request: Request) -> Response | None:
         members = self.directory.of_service("counting")
         for node in sorted(members, key=lambda member: member.role != "leader"):
-            channel = self._network.connect(node.address, service="counting", node=node.node)
             try:
-                answer = await channel.call(counting_rpc.LIST_POOLS, counting_pb2.ListPoolsRequest(), timeout_s=CALL_S)
+                answer = await self.call(node, method, request)
             except Fault:
                 continue
-            finally:
-                await channel.close()
             if not answer.HasField("not_leader"):
                 return answer
         return None
@@ -96,7 +125,7 @@ async def opened(state: State, placements: Sequence[str]) -> AsyncIterator[Regio
         authority=str(state.authority), certificate=str(state.certificate(OPERATOR)), key=str(state.key(OPERATOR))
     )
     try:
-        network = GrpcNetwork(Tls.read(files))
+        network = GrpcNetwork(Credentials.fixed(Tls.read(files)), resolve=state.resolver)
     except OSError as error:
         raise Refusal(f"can't read {error.filename} ({error.strerror}): run labda as the user who started the cluster",
                       Status.HOST) from error

@@ -8,9 +8,11 @@
     config/NODE.toml    what each process was told
     nodes/NODE/         what a process keeps: journals, code caches, logs of functions
     store/              metadata, code, lease records
-    logs/NODE.log       what each process wrote, and supervisor.log
+    logs/NODE.log       what each process wrote (what is over 16 MB goes to NODE.log.1), and supervisor.log
     cluster.json        addresses of what runs, for other commands
     processes.json      pids with their start times, so that leftovers of a crash are found
+    control.sock        what other commands may ask of the supervisor (``labda.control``)
+    chaos/TIME/         histories of `labda chaos run`
 
 Owns the layout. Refuses to know what the services put into their folders.
 """
@@ -19,12 +21,16 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from labda.refusal import Refusal, Status
+
+if TYPE_CHECKING:
+    from storage.open import Stores
 
 VERSION = 1
 _PROJECT = Path(__file__).resolve().parent.parent
@@ -62,6 +68,16 @@ class State:
     @property
     def name(self) -> str:
         return str(self.root)
+
+    @property
+    def target(self) -> str:
+        """Which kind of cluster it is of (``labda.target``)."""
+        return "embedded"
+
+    @property
+    def resolver(self) -> Callable[[str], str] | None:
+        """From registered addresses to ones that this host reaches; None where they are the same."""
+        return None
 
     @property
     def authority(self) -> Path:
@@ -173,6 +189,20 @@ class State:
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
+            yield
+
+    def stores(self) -> "Stores":
+        """Opens the cluster's stores with the operator's rights. Raises StorageFault; Refusal where there is none."""
+        from chassis.clock import SystemClock  # noqa: PLC0415 - most commands open none
+        from storage.open import open_store  # noqa: PLC0415
+
+        return open_store(f"sqlite://{quote(str(self.store))}", SystemClock())
+
+    @contextlib.contextmanager
+    def stores_to_itself(self) -> Iterator[None]:
+        """No service uses the stores meanwhile: what it remembers would be newer than they are. Raises Refusal."""
+        self.prepare()
+        with self.lock():
             yield
 
     def holder(self) -> int | None:

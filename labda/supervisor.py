@@ -11,14 +11,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chassis.addresses import is_loopback
 from labda import endpoint, launch, leftovers
-from labda.children import Child, Children, end_leftovers, identify, parent
+from labda.children import ENDED_WELL, Child, Children, end_leftovers, identify, parent
 from labda.console import ENDS, Console
+from labda.control import Control
+from labda.recording import Recording
 from labda.refusal import Refusal
 from labda.region import Region, opened
 from labda.state import State
@@ -42,6 +45,10 @@ class Options:
     runtimes: Path
     deploy: Sequence[Path] = ()
     check: bool = False
+    trace: bool = False
+    record: Path | None = None
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    time_scale: float = 1.0
 
 
 class Supervisor:
@@ -53,6 +60,7 @@ class Supervisor:
         self._console = console
         self._members = {member.node: member for member in options.topology.members()}
         self._children = Children(environment=launch.environment(), observe=self._on_child)
+        self._control = Control(state, self._children, drain_s=DRAIN_S)
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._hurry = False
@@ -71,24 +79,50 @@ class Supervisor:
         self._end_leftovers()
         with endpoint.reserve(self._options.listen) as held:
             plan = self._plan(held)
+            recording = self._record()
             self._children.adopt()
             try:
                 await self._live(plan, began)
             finally:
                 await self._drain()
                 (self._state.root / "cluster.json").unlink(missing_ok=True)
+                if recording is not None:
+                    self._write(recording)
 
     # ------------------------------------------------------------ start
 
     def _plan(self, held: socket.socket) -> launch.Plan:
+        launch.check_store(self._state)
         host, _ = endpoint.parse(self._options.listen)
         listen = endpoint.render(host, held.getsockname()[1])
         plan = launch.Plan(
             state=self._state, topology=self._options.topology, listen=listen, runtimes=self._options.runtimes,
             seeds=launch.find_seeds(self._state, self._options.topology), check=self._options.check,
+            trace=self._options.trace or self._options.record is not None, changes=self._options.changes,
+            time_scale=self._options.time_scale,
         )
         launch.write(plan)
         return plan
+
+    def _record(self) -> Recording | None:
+        """Before any process writes a line."""
+        if self._options.record is None:
+            return None
+        recording = Recording(
+            self._options.record, self._state, self._members, time_scale=self._options.time_scale
+        )
+        recording.begin()
+        return recording
+
+    def _write(self, recording: Recording) -> None:
+        self._console.live("recording  what the processes traced")
+        lost = [child.name for child in self._children.by_name.values() if child.ended != ENDED_WELL]
+        try:
+            count = recording.write(lost)
+        except OSError as error:
+            self._console.line("weak", f"{self._options.record} not written: {error.strerror}")
+            return
+        self._console.line("recorded", f"{count:,} records: labda chaos check {self._options.record}")
 
     async def _live(self, plan: launch.Plan, began: float) -> None:
         for member in self._members.values():
@@ -98,11 +132,14 @@ class Supervisor:
             region.directory.observe(lambda _: self._changed.set())
             if not await self._await_ready(region):
                 return
+            authority = "" if is_loopback(plan.listen) else str(self._state.authority)
             runtimes = sorted({r for node in region.nodes for r in node.capacity.runtimes})
             self._state.write("cluster.json", {
-                "endpoint": endpoint.url(plan.listen), "region": plan.region, "account": credentials.account,
-                "placements": list(plan.placements), "runtimes": runtimes, "version": VERSION,
+                "endpoint": endpoint.url(plan.listen), "authority": authority, "region": plan.region,
+                "account": credentials.account, "placements": list(plan.placements), "runtimes": runtimes,
+                "version": VERSION, "time_scale": plan.time_scale,
             })
+            await self._control.start()
             self._serving = True
             topology = self._options.topology
             self._console.line(
@@ -199,12 +236,19 @@ class Supervisor:
     def _on_child(self, child: Child) -> None:
         self._changed.set()
         if not self._draining:
-            self._state.write("processes.json", identify(self._children.pids()))
+            self._remember(identify(self._children.pids()))
         if self._serving and not self._draining:
             if child.process is None:
                 self._console.line("ended", f"{child.name} ({child.ended})")
             else:
                 self._console.line("restarted", f"{child.name} (start {child.starts}, pid {child.pid})")
+
+    def _remember(self, processes: list[dict[str, Any]]) -> None:
+        """For who comes after a supervisor that was killed: a full disk must not end the one that lives."""
+        try:
+            self._state.write("processes.json", processes)
+        except OSError as error:
+            self._console.line("weak", f"{self._state.root / 'processes.json'} not written: {error.strerror}")
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -219,6 +263,7 @@ class Supervisor:
     async def _drain(self) -> None:
         self._draining = True
         began = time.monotonic()
+        await self._control.close()
         killed: list[str] = []
         for service in DRAIN_ORDER:
             names = [name for name in self._members if self._of(name, service)]
@@ -226,7 +271,7 @@ class Supervisor:
             killed += await self._children.stop(names, grace_s=0.0 if self._hurry else DRAIN_S)
         await self._children.stop_orphans()
         leftovers.sweep(self._state)
-        self._state.write("processes.json", [])
+        self._remember([])
         for name in killed:
             self._console.line("killed", f"{name} did not end within {DRAIN_S:.0f} s (log: {self._state.log(name)})")
         self._console.line("ended", f"{_count(len(self._members), 'process')}", f"in {time.monotonic() - began:.1f} s")
@@ -234,6 +279,7 @@ class Supervisor:
     def _end_leftovers(self) -> None:
         """What a supervisor that was killed left behind: its processes end by themselves, this waits for them."""
         left = end_leftovers(self._state.read("processes.json") or [], grace_s=LEFTOVER_S)
+        left += leftovers.sweep(self._state)  # of workers that are not part of this start, too
         if left:
             self._console.line("ended", f"left from a cluster that was killed: {', '.join(left)}")
 

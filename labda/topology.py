@@ -30,8 +30,8 @@ class Topology:
     azs: int = 3
     workers_per_az: int = 1
     frontends_per_az: int = 1
-    managers: int = 1
-    placements: int = 1
+    managers: int = 2           # one more than are active: it stands by and takes over
+    placements: int = 2         # one leads, the others stand by
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -59,7 +59,7 @@ class Topology:
         """Every process, seeds (counting, placement) first."""
         members = [self._control("counting", "counting", i) for i in range(self.counting_members)]
         members += [self._control("placement", "placement", i) for i in range(self.placements)]
-        # Not in the first placement's AZ, where there is another: one host's death should not take both.
+        # From the second AZ on, where there is one: one host's death should not take both actives.
         members += [self._control("worker_manager", "manager", i, first=1) for i in range(self.managers)]
         for az in (self.az(i) for i in range(self.azs)):
             members += [

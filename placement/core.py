@@ -6,7 +6,7 @@ standby hears every node too, so that it can lead at once.
 
 from typing import assert_never
 
-from placement import roles
+from placement import reserve, roles
 from placement.config import FleetConfig
 from placement.leadership import Leadership, Stage
 from placement.leases import Chosen, Dropped, Hold, HoldState, TakenOver
@@ -17,6 +17,7 @@ from placement.messages import (
     Event,
     GiveRole,
     Grant,
+    HandOver,
     Heartbeat,
     LeadershipFailed,
     LeadershipRead,
@@ -24,6 +25,7 @@ from placement.messages import (
     LeaseDrawn,
     ManagerJoined,
     ManagerLeft,
+    NodesRevoked,
     Publish,
     ReadRecord,
     RecordFailed,
@@ -49,18 +51,20 @@ _OWNERS_VERSIONS_PER_TERM = 1_000_000  # so that the map's version grows over te
 
 class PlacementCore:
     def __init__(self, *, node: str, config: FleetConfig) -> None:
-        self.nodes = Nodes(config)
+        self.nodes = Nodes(config, own=node)
         self.leadership = Leadership(node=node, config=config)
         self.holds: dict[str, Hold] = {}
         self.active: frozenset[str] = frozenset()       # managers
         self.owners: tuple[str, ...] = ()
         self.owners_version = 0
         self.version = 0
+        self.revoked: tuple[tuple[str, int], ...] = ()  # carried on in the view, decided by nobody here
         self._config = config
         self._links: dict[str, ManagerJoined] = {}      # managers' lease streams
         self._heard_at: float | None = None             # of the last event
         self._granted: dict[str, int] = {}              # highest number that went out, by worker
         self._led_since = 0.0
+        self._balanced_at = float("-inf")               # when a worker was last asked back for another manager
         self._greet: set[str] = set()                   # managers that are to be told their role
 
     @property
@@ -72,11 +76,14 @@ class PlacementCore:
         led, was_active = self.leadership.leads, self.is_active
         effects: list[Effect] = []
         changed = self._apply(event, now, effects)
+        if isinstance(event, Heartbeat) and not changed:
+            return effects      # nearly all there is to handle; what a load changes is seen to at the next tick
         if self.leadership.leads != led:
             effects.append(self._change_role(now))
         if self.is_active:
             changed |= not was_active
-            changed |= self._rule(now, effects)
+            if self.leadership.is_sure(now):    # who was cut off for a while may have a successor by now
+                changed |= self._rule(now, effects)
             if changed:
                 self.version += 1
                 effects.append(Publish(version=self.version, cause=event.cause))
@@ -92,8 +99,7 @@ class PlacementCore:
                 assert hold.record is not None, f"{worker} is leased without a record"
                 assert hold.record.manager == hold.manager, f"{worker} is {hold.record.manager}'s by its record"
                 # 11: the drain fits before the hard end, and a lease is at most 10 h long.
-                drain_s = self._config.lease_drain_s * self._config.time_scale
-                assert hold.hard_end - hold.soft_end >= drain_s - 1e-3, f"{worker}: no room to drain"
+                assert hold.hard_end - hold.soft_end >= self._config.drain_s - 1e-3, f"{worker}: no room to drain"
             if hold.state in (HoldState.DRAWING, HoldState.GRANTING):
                 assert hold.manager, f"{worker} is being granted to nobody"
         if not self.leadership.leads:
@@ -111,8 +117,15 @@ class PlacementCore:
                     worker=hold.worker, az=node.facts.az, host=node.facts.host, usable=node.usable,
                     memory_free_mb=capacity.memory_free_mb if capacity else 0,
                     runtimes=capacity.runtimes if capacity else (),
+                    memory_mb=capacity.memory_mb if capacity else 0,
+                    memory_idle_mb=capacity.memory_idle_mb if capacity else 0,
                 ))
         return found
+
+    def margins(self) -> list[reserve.Margin]:
+        """What the loss of each AZ leaves, for people and metrics."""
+        managers = sorted({hold.manager for hold in self.holds.values() if hold.state is HoldState.LEASED})
+        return reserve.tightest((manager, self.candidates(manager, frozenset())) for manager in managers)
 
     # ------------------------------------------------------------ events
 
@@ -124,9 +137,10 @@ class PlacementCore:
             case ManagerJoined() | ManagerLeft() | WorkerReturned():
                 self._apply_manager(event, now, effects)
             case Tick():
-                changed = self.nodes.age(now)
-                effects += self.leadership.tick(now)
-                self._age_leases(now, effects)
+                changed = self.nodes.age(now, leads=self.leadership.leads)
+                effects += self.leadership.tick(now, holder_gone=self._leader_is_gone())
+                if self.leadership.is_sure(now):
+                    self._age_leases(now, effects)
                 return changed
             case Drain():
                 effects += self.leadership.drain(now)
@@ -138,6 +152,9 @@ class PlacementCore:
                 self._records(event, now, effects)
             case RecordWritten() | RecordFailed() | RecordRead() | RecordUnread():
                 self._apply_record(event, now, effects)
+            case NodesRevoked():
+                changed, self.revoked = event.revoked != self.revoked, event.revoked
+                return changed
             case _:
                 assert_never(event)
         return False
@@ -181,7 +198,9 @@ class PlacementCore:
     def _change_role(self, now: float) -> Effect:
         self._led_since = now
         self.version = 0
-        if not self.leadership.leads:
+        if self.leadership.leads:
+            self.nodes.listen(now)
+        else:
             self.holds.clear()
             self.active, self.owners = frozenset(), ()
             self._greet.clear()
@@ -260,7 +279,12 @@ class PlacementCore:
             elif worker is not None and worker.health is Health.DEAD and hold.manager in self._links:
                 self._take_over(hold, "the worker is dead", now, effects)
             elif self._is_gone(manager, now):
-                self._take_over(hold, "", now, effects)
+                self._take_over(hold, f"{hold.manager} fell silent", now, effects)
+
+    def _leader_is_gone(self) -> bool:
+        """Whether who leads by the record is dead by its silence, or back as another process that doesn't lead."""
+        leader = self.nodes.get(self.leadership.holder)
+        return leader is not None and (leader.health is Health.DEAD or leader.facts.role == "standby")
 
     def _is_gone(self, manager: Node | None, now: float) -> bool:
         """Whether a holder is dead: seen to be, or never seen for as long as that takes."""
@@ -280,7 +304,8 @@ class PlacementCore:
         hold, node = self.holds.get(event.worker), self.nodes.get(event.worker)
         if hold is None or hold.state is not HoldState.DRAWING:
             return
-        if node is None or not node.usable or hold.manager not in self.active or hold.manager not in self._links:
+        able = hold.manager in self.active and hold.manager in self._links and self.leadership.is_sure(now)
+        if node is None or not node.usable or not able:
             hold.free(Dropped, now)
             return
         hold.move(LeaseDrawn, now)
@@ -299,7 +324,8 @@ class PlacementCore:
         effects.append(Grant(
             manager=hold.manager, worker=hold.worker, address=node.facts.address, host=node.facts.host,
             az=node.facts.az, lease=hold.record.number, soft_end_s=hold.soft_end - now,
-            hard_end_s=hold.hard_end - now, cause="lease",
+            hard_end_s=hold.hard_end - now, drain_s=self._config.drain_s,
+            az_reserve=self._config.az_reserve, cause="lease",
         ))
 
     def _records(self, event: RecordsRead | RecordsFailed, now: float, effects: list[Effect]) -> None:
@@ -364,7 +390,31 @@ class PlacementCore:
             hold.manager = roles.choose_manager(node.facts.az, connected, held)
             held.append((hold.manager, node.facts.az))
             effects.append(DrawLease(worker=worker, cause="lease"))
+        self._balance(now, connected, effects)
         return self._update_owners()
+
+    def _balance(self, now: float, connected: list[str], effects: list[Effect]) -> None:
+        """A manager that became active gets its part of the workers, one after the other, with their sandboxes."""
+        leased = [hold for hold in self.holds.values() if hold.state is HoldState.LEASED]
+        moving = any(hold.state not in (HoldState.LEASED, HoldState.FREE) for hold in self.holds.values())
+        if moving or now < self._balanced_at + self._config.retry_s:
+            return
+        gone = {hold.manager for hold in leased if hold.manager not in self._links or self._is_leaving(hold.manager)}
+        located = {hold: (hold.manager, node.facts.az, node.sandboxes) for hold in leased if hold.manager not in gone
+                   and (node := self.nodes.get(hold.worker)) is not None and node.usable}
+        giver, az = roles.choose_handover(connected, [(manager, az) for manager, az, _ in located.values()])
+        given = [(sandboxes, hold.worker, hold) for hold, (manager, place, sandboxes) in located.items()
+                 if (manager, place) == (giver, az)]
+        if given:
+            hold = min(given)[2]
+            self._balanced_at = now
+            effects.append(HandOver(
+                manager=giver, worker=hold.worker, lease=hold.record.number if hold.record else 0, cause="balance",
+            ))
+
+    def _is_leaving(self, manager: str) -> bool:
+        node = self.nodes.get(manager)
+        return node is not None and node.leaving
 
     def _choose_active(self) -> frozenset[str]:
         workers: dict[str, int] = {}

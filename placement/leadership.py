@@ -1,8 +1,9 @@
 """Which placement is the active one: one record, changed by compare-and-swap, with a term that only grows.
 
-Owns the record's life as one process sees it. A standby takes over when the record stayed unchanged for
-``leadership_s`` by its own clock, when the holder gave it up, or when the holder is its own former self. Two that
-believe to be active for a moment do no harm: every lease is a compare-and-swap too, and views carry the term.
+Owns the record's life as one process sees it. A standby takes over when the holder gave the record up, or when it
+stayed unchanged by the standby's own clock: for ``leadership_s``, or only ``vacated_s`` where the holder seems to be
+gone (its stream here broke, or it is this process's own former self: who knows the region already comes first). Two
+that believe to be active for a moment do no harm: every lease is a compare-and-swap too, and views carry the term.
 """
 
 import enum
@@ -77,22 +78,34 @@ class Leadership:
         self._asked_at = float("-inf")
         self._asking: type[Effect] | None = None  # one look or write at a time
         self._started_at: float | None = None
+        self._holder_gone = False
+        self._confirmed_at = float("-inf")  # when the last question was asked whose answer was: it leads
+        self._claimed = 0               # the highest term that this process wrote, or tried to
         self._settled_at = 0.0          # when the first view may go out
 
     @property
     def leads(self) -> bool:
         return self.stage in _LED
 
+    def is_sure(self, now: float) -> bool:
+        """Whether it certainly leads: nobody claims a record that was renewed so lately."""
+        return self.leads and now - self._confirmed_at < self._config.vacated_s
+
     def move(self, event: type, now: float) -> None:
         self._story.tell(now, event.__name__)
         self.stage = STAGES.next(self.stage, event, self._story)
 
-    def tick(self, now: float) -> list[Effect]:
+    def tick(self, now: float, *, holder_gone: bool) -> list[Effect]:
+        """``holder_gone``: who leads by the record is dead as far as this process sees, or was started anew."""
+        self._holder_gone = holder_gone
         if self._started_at is None:
             self._started_at = now
         if self.stage is Stage.SETTLING and now >= self._settled_at:
             self.move(Settled, now)
-        if self._asking or self.stage in (Stage.CLAIMING, Stage.ENDED) or now - self._asked_at < self._config.renew_s:
+        if self._asking or self.stage in (Stage.CLAIMING, Stage.ENDED):
+            return []
+        impatient = self.stage is Stage.STANDBY and (holder_gone or self.holder == self._node)
+        if now - self._asked_at < self._config.renew_s and not impatient:
             return []
         effects = [self._write(now)] if self.leads else self._look(now)
         if self.stage is Stage.LOADING:
@@ -129,8 +142,10 @@ class Leadership:
         if stored.revision != self._revision:
             self._revision, self._seen_at = stored.revision, now
         self.holder, self.term = stored.value.holder, stored.value.term
-        lapsed_s = self._config.leadership_s * (1 + self._config.clock_drift)
-        if self.holder == self._node or stored.value.renewed_until == 0 or now - self._seen_at >= lapsed_s:
+        gone = self._holder_gone or self.holder == self._node
+        lapsed_s = self._config.vacated_s if gone else self._config.leadership_s
+        mine = self.holder == self._node and self.term == self._claimed     # our claim did go through
+        if mine or stored.value.renewed_until == 0 or now - self._seen_at >= lapsed_s * (1 + self._config.clock_drift):
             return self._claim(now)
         return []
 
@@ -138,6 +153,7 @@ class Leadership:
         began = self.stage is Stage.CLAIMING
         self.move(LeadershipWritten, now)
         self._revision, self.holder = event.revision, self._node
+        self._confirmed_at = self._asked_at
         return [ReadRecords(cause="leadership")] if began else []
 
     def _failed(self, asked: type[Effect] | None, now: float) -> list[Effect]:
@@ -145,14 +161,15 @@ class Leadership:
         if self.stage is Stage.STANDBY:
             return []
         self.move(LeadershipFailed, now)
-        return self._look(now) if self.leads and asked is WriteLeadership else []
+        ended = self.stage is Stage.ENDED
+        return self._look(now) if asked is WriteLeadership and not ended else []
 
     def _judge(self, event: LeadershipRead, now: float) -> list[Effect]:
         """A leader looked because a write failed or its outcome is unknown."""
         stored = event.stored
         if stored is not None and stored.value.holder == self._node and stored.value.term == self.term:
             self._revision = stored.revision
-            return []
+            return []   # whether it stands still for others too long by now, only the next write says
         self.move(Deposed, now)
         self._revision, self._seen_at = (stored.revision if stored else 0), now
         self.holder = stored.value.holder if stored else ""
@@ -161,6 +178,7 @@ class Leadership:
     def _claim(self, now: float) -> list[Effect]:
         self.move(Claimed, now)
         self.term += 1
+        self._claimed = self.term
         return [self._write(now)]
 
     def _write(self, now: float) -> Effect:

@@ -17,6 +17,7 @@ class Capacity:
     memory_free_mb: int
     sandboxes: int = 0
     runtimes: tuple[str, ...] = ()
+    memory_idle_mb: int = 0     # of sandboxes that nothing runs on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class NodeFacts:
     role: str = ""
     detail: tuple[tuple[str, str], ...] = ()
     capacity: Capacity | None = None
+    metrics: str = ""
 
 
 # ---------------------------------------------------------------- events: registration
@@ -186,10 +188,18 @@ class RecordUnread:
     cause: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesRevoked:
+    """Whose certificates are refused, each up to the number of an enrolment: all of them, every time."""
+
+    revoked: tuple[tuple[str, int], ...]
+    cause: str = ""
+
+
 Event = (
     Registered | Heartbeat | StreamClosed | ManagerJoined | ManagerLeft | WorkerReturned | Tick | Drain | LeaseDrawn
     | LeadershipRead | LeadershipWritten | LeadershipFailed | RecordsRead | RecordsFailed | RecordWritten | RecordFailed
-    | RecordRead | RecordUnread
+    | RecordRead | RecordUnread | NodesRevoked
 )
 
 # ---------------------------------------------------------------- effects
@@ -230,6 +240,18 @@ class Grant:
     lease: int
     soft_end_s: float      # from now
     hard_end_s: float
+    drain_s: float         # before the hard end: no run takes longer
+    az_reserve: bool = False    # idle sandboxes don't get what the loss of an AZ would need
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOver:
+    """The manager is to give the worker back as it is: another active one has too few."""
+
+    manager: str
+    worker: str
+    lease: int
     cause: str = ""
 
 
@@ -282,6 +304,6 @@ class ReadRecord:
 
 
 Effect = (
-    Publish | RoleChanged | GiveRole | Grant | TakeAway | DrawLease | ReadLeadership | WriteLeadership | ReadRecords
-    | WriteRecord | ReadRecord
+    Publish | RoleChanged | GiveRole | Grant | HandOver | TakeAway | DrawLease | ReadLeadership | WriteLeadership
+    | ReadRecords | WriteRecord | ReadRecord
 )

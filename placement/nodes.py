@@ -1,12 +1,13 @@
 """Which processes there are and how healthy: one entry per node, by its own word and its silence.
 
-Owns health. Refuses to know what a node is for, except that a manager's broken stream counts as its death sooner:
-somebody has to take its functions over.
+Owns health. Refuses to know what a node is for, except that a broken stream of a service with standbys counts as death
+sooner: somebody has to take over.
 """
 
 import enum
 from collections.abc import Iterator
 
+from chassis.directory import REPLACED
 from chassis.machine import Story, Transitions
 from placement.config import FleetConfig
 from placement.messages import Capacity, Heartbeat, NodeFacts, Registered, StreamClosed
@@ -60,6 +61,11 @@ class Node:
         return self.health is Health.SERVING and not self.leaving
 
     @property
+    def sandboxes(self) -> int:
+        """By its last word; 0 for what is no worker."""
+        return self.capacity.sandboxes if self.capacity is not None else 0
+
+    @property
     def condition(self) -> str:
         """As the view shows it."""
         return "draining" if self.leaving and self.health is Health.SERVING else self.health.value
@@ -72,10 +78,11 @@ class Node:
 
 
 class Nodes:
-    """The region's processes, by node id."""
+    """The region's processes, by node id. ``own`` is the one that keeps these: it sends itself no heartbeats."""
 
-    def __init__(self, config: FleetConfig) -> None:
+    def __init__(self, config: FleetConfig, *, own: str) -> None:
         self._config = config
+        self._own = own
         self._nodes: dict[str, Node] = {}
 
     def __iter__(self) -> Iterator[Node]:
@@ -118,10 +125,17 @@ class Nodes:
         known.connection = 0
         return known.move(StreamClosed, now)
 
-    def age(self, now: float) -> bool:
-        """Suspects and buries those who are silent, forgets the long dead. Whether anything changed."""
+    def age(self, now: float, *, leads: bool) -> bool:
+        """Suspects and buries those who are silent, forgets the long dead. Whether anything changed.
+
+        A standby hears most heartbeats rarely (``chassis.directory``): there only a broken stream counts as silence.
+        """
         changed = False
         for node in list(self):
+            if not leads and node.connection and node.facts.service not in REPLACED:
+                continue
+            if node.connection and node.facts.node == self._own:
+                continue
             silent_s = now - node.heard_at
             if node.health is Health.SERVING and silent_s >= self._config.suspect_s:
                 changed |= node.move(Suspicion, now)
@@ -132,12 +146,18 @@ class Nodes:
                 changed = True
         return changed
 
+    def listen(self, now: float) -> None:
+        """From now on this process leads and everybody talks to it: until now few had to."""
+        for node in self:
+            if node.connection and node.facts.service not in REPLACED:
+                node.heard_at = now
+
     def forgive(self, gap_s: float) -> None:
         """This process stood still for so long: nobody else's silence is to be counted."""
         for node in self:
             node.heard_at += gap_s
 
     def _patience_s(self, node: Node) -> float:
-        if node.facts.service == "worker_manager" and not node.connection:
+        if node.facts.service in REPLACED and not node.connection:
             return self._config.takeover_s
         return self._config.dead_s

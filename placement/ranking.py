@@ -19,6 +19,8 @@ class Candidate:
     usable: bool
     memory_free_mb: int
     runtimes: tuple[str, ...]
+    memory_mb: int = 0
+    memory_idle_mb: int = 0     # of sandboxes that nothing runs on
 
 
 def rank(

@@ -25,6 +25,28 @@ def choose_active(current: Iterable[str], able: Sequence[str], keep: Iterable[st
     return frozenset(active)
 
 
+def choose_handover(managers: Sequence[str], held: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """(manager, AZ) of a worker that another of ``managers`` is to get; empty strings while the parts are fair.
+
+    Fair: in no AZ does one hold two more than another does, nor over all AZs where an AZ allows to mend it; and who is
+    none of ``managers`` holds nothing (granted by a placement that didn't know yet that another leads).
+    """
+    there: dict[tuple[str, str], int] = {}
+    everywhere = dict.fromkeys(managers, 0)
+    for manager, az in held:
+        there[manager, az] = there.get((manager, az), 0) + 1
+        everywhere[manager] = everywhere.get(manager, 0) + 1
+    strangers = sorted((manager, az) for manager, az in there if manager not in managers)
+    if strangers and managers:
+        return strangers[0]
+    for poor in sorted(managers, key=lambda name: (everywhere[name], name)):
+        for (rich, az), count in sorted(there.items(), key=lambda entry: (-entry[1], entry[0])):
+            ahead = count - there.get((poor, az), 0)
+            if rich != poor and (ahead >= 2 or (ahead == 1 and everywhere[rich] - everywhere[poor] >= 2)):
+                return rich, az
+    return "", ""
+
+
 def choose_manager(az: str, managers: Iterable[str], held: Iterable[tuple[str, str]]) -> str:
     """The manager that gets a free worker of ``az``: fewest workers there, then fewest at all, then by name.
 

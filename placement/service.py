@@ -6,16 +6,18 @@ Owns streams, the tick, the draws and the store's calls. Every decision is the c
 import asyncio
 import contextlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import structlog
 
+from chassis.beat import next_beat
 from chassis.clock import Clock
 from chassis.config import NodeConfig
-from chassis.directory import Directory
+from chassis.directory import WATCHERS, Directory
 from chassis.faults import Fault, FaultCode
 from chassis.machine import Driver, Trace
+from chassis.metrics import Metrics
 from chassis.process import Tasks
 from chassis.rpc import Caller, Handlers, Network, Outbox, Server, Stream, converse
 from placement import ranking
@@ -28,6 +30,7 @@ from placement.messages import (
     Event,
     GiveRole,
     Grant,
+    HandOver,
     Heartbeat,
     LeadershipFailed,
     LeadershipRead,
@@ -35,6 +38,7 @@ from placement.messages import (
     LeaseDrawn,
     ManagerJoined,
     ManagerLeft,
+    NodesRevoked,
     Publish,
     ReadLeadership,
     ReadRecord,
@@ -54,12 +58,13 @@ from placement.messages import (
     WriteLeadership,
     WriteRecord,
 )
+from placement.metrics import measure
+from placement.trust import Trust
 from placement.wire import capacity_of, facts_of, grant_message, region_view
 from protos import placement_pb2, placement_rpc
 from storage.interfaces import Leadership, LeaseStore
 
 STORE_TIMEOUT_S = 2.0
-_WATCHERS = frozenset({"operator"})  # they see the view and are no part of it
 
 _log = structlog.get_logger(__name__)
 
@@ -88,11 +93,15 @@ class PlacementService:
         pid: int = 0,
         version: str = "",
         trace: Trace | None = None,
+        metrics: Metrics | None = None,
+        trust: Trust | None = None,
     ) -> None:
+        """``trust``: of a region whose processes enrol here; None: somebody else made their certificates."""
+        self.metrics = metrics or Metrics()
         self.node: NodeConfig = config.node
         self.core = PlacementCore(node=config.node.node, config=config.fleet)
         self.address = ""
-        self._heartbeat_s = config.heartbeat_s
+        self._tick_s = config.tick_s
         self._network = network
         self._clock = clock
         self._rng = rng
@@ -100,9 +109,12 @@ class PlacementService:
         self._description = placement_pb2.Node(
             node=config.node.node, service=config.node.service, az=config.node.az, host=config.node.host,
             nonce=rng.getrandbits(63), pid=pid, version=version, role="standby",
+            metrics=self.metrics.address,
         )
         self._driver: Driver[Event, Effect] = Driver(
-            self.core, clock=clock, perform=self._perform, trace=trace, check=config.node.check
+            self.core, clock=clock, perform=self._perform, trace=trace, check=config.node.check,
+            observe=measure(self.metrics, self.core),
+            parameters={"node": config.node.node, "config": config.fleet},
         )
         self._tasks = Tasks()
         self._store_calls: set[asyncio.Task[None]] = set()
@@ -110,6 +122,7 @@ class PlacementService:
         self._links: dict[str, _Link] = {}
         self._connections = 0
         self._server: Server | None = None
+        self._trust = trust
         self._directory: Directory | None = None
 
     async def start(self) -> None:
@@ -118,8 +131,11 @@ class PlacementService:
         handlers.bidi(placement_rpc.REGISTER, self._register)
         handlers.bidi(placement_rpc.LEASE, self._lease)
         handlers.unary(placement_rpc.PLACE, self._place)
+        if self._trust is not None:
+            self._trust.records.observe(self._see_revoked)
+            await self._trust.start(handlers)
         self._server = await self._network.serve(self.node.listen, handlers)
-        self.address = self._description.address = self._server.address
+        self.address = self._description.address = self.node.reached(self._server.address)
         self._directory = Directory(
             network=self._network, clock=self._clock, seeds=(*self.node.placement, self.address),
             node=self._description,
@@ -137,16 +153,18 @@ class PlacementService:
                 while self._store_calls:
                     await asyncio.wait(self._store_calls)
         await self._tasks.cancel()
-        if self._directory is not None:
-            await self._directory.close()
-        if self._server is not None:
-            await self._server.close(grace_s=0.0)
+        await self._close()
 
     async def kill(self) -> None:
         """Everything at once gone and nothing given back: for tests and the simulation."""
         await self._tasks.cancel()
+        await self._close()
+
+    async def _close(self) -> None:
         if self._directory is not None:
             await self._directory.close()
+        if self._trust is not None:
+            await self._trust.close()
         if self._server is not None:
             await self._server.close(grace_s=0.0)
 
@@ -160,7 +178,7 @@ class PlacementService:
         outbox.put(self._view(whole=True))
 
         def hear(report: placement_pb2.NodeReport) -> None:
-            if caller.service in _WATCHERS:
+            if caller.service in WATCHERS:
                 return
             if report.HasField("node"):
                 _check_identity(report.node, caller)
@@ -239,10 +257,17 @@ class PlacementService:
     async def _beat(self) -> None:
         while True:
             self._driver.feed(Tick())
-            beat = self._view(whole=False)
-            for outbox in self._outboxes.values():
-                outbox.put(beat)
-            await asyncio.sleep(self._heartbeat_s)
+            await next_beat(self._tick_s)
+
+    def _see_revoked(self) -> None:
+        assert self._trust is not None, "its records told"
+        self._driver.feed(NodesRevoked(revoked=tuple(self._trust.records.revoked.items()), cause="records"))
+        if not self.core.is_active:     # who leads has just published it
+            self._tell_all(self._view(whole=False))
+
+    def _tell_all(self, view: placement_pb2.RegionView) -> None:
+        for outbox in self._outboxes.values():
+            outbox.put(view)
 
     def _view(self, *, whole: bool) -> placement_pb2.RegionView:
         return region_view(self.core, leader=self.core.leadership.holder, whole=whole and self.core.is_active)
@@ -250,12 +275,10 @@ class PlacementService:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Publish():
-                view = self._view(whole=True)
-                for outbox in self._outboxes.values():
-                    outbox.put(view)
+                self._tell_all(self._view(whole=True))
             case RoleChanged():
                 self._take_role(effect)
-            case GiveRole() | Grant() | TakeAway():
+            case GiveRole() | Grant() | HandOver() | TakeAway():
                 self._order(effect)
             case DrawLease():
                 self._driver.feed(LeaseDrawn(
@@ -273,11 +296,12 @@ class PlacementService:
         _log.info("role", role=role, term=effect.term, cause=effect.cause)
         if self._directory is not None:
             self._directory.update(role=role)
+        self._tell_all(self._view(whole=False))  # who leads gets heartbeats from now on, who stands by hardly any
         if not effect.active:
             for link in list(self._links.values()):
                 link.over.set()
 
-    def _order(self, effect: GiveRole | Grant | TakeAway) -> None:
+    def _order(self, effect: GiveRole | Grant | HandOver | TakeAway) -> None:
         link = self._links.get(effect.manager)
         if link is None:
             return  # its next Hello tells what it holds
@@ -288,6 +312,10 @@ class PlacementService:
                 )
             case Grant():
                 order = grant_message(effect)
+            case HandOver():
+                order = placement_pb2.LeaseOrder(hand_over=placement_pb2.LeaseOrder.HandOver(
+                    worker=effect.worker, lease=effect.lease
+                ))
             case TakeAway():
                 order = placement_pb2.LeaseOrder(lost=placement_pb2.LeaseOrder.Lost(
                     worker=effect.worker, lease=effect.lease, reason=effect.reason
@@ -360,7 +388,7 @@ def _failure(
 def _check_identity(node: placement_pb2.Node, caller: Caller) -> None:
     """A process registers what its certificate says, nothing else."""
     said = Caller(service=node.service, node=node.node, az=node.az, host=node.host)
-    if said != caller:
+    if said != replace(caller, enrolment=0):
         raise _denied(f"the certificate is {caller}, the registration says {said}")
 
 

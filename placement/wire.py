@@ -12,7 +12,7 @@ from protos import placement_pb2
 def capacity_of(message: placement_pb2.WorkerCapacity) -> Capacity:
     return Capacity(
         memory_mb=message.memory_mb, memory_free_mb=message.memory_free_mb, sandboxes=message.sandboxes,
-        runtimes=tuple(message.runtimes),
+        runtimes=tuple(message.runtimes), memory_idle_mb=message.memory_idle_mb,
     )
 
 
@@ -21,7 +21,7 @@ def facts_of(message: placement_pb2.Node) -> NodeFacts:
         node=message.node, service=message.service, az=message.az, host=message.host, address=message.address,
         nonce=message.nonce, http=message.http, pid=message.pid, version=message.version, role=message.role,
         detail=tuple(sorted(message.detail.items())),
-        capacity=capacity_of(message.capacity) if message.HasField("capacity") else None,
+        capacity=capacity_of(message.capacity) if message.HasField("capacity") else None, metrics=message.metrics,
     )
 
 
@@ -29,10 +29,12 @@ def region_view(core: PlacementCore, *, leader: str, whole: bool) -> placement_p
     """The core's region; without nodes and owners unless ``whole``."""
     view = placement_pb2.RegionView(
         term=core.leadership.term, version=core.version, active=core.leadership.leads, leader=leader, whole=whole,
-        owners_version=core.owners_version,
+        owners_version=core.owners_version, revoked=dict(core.revoked),
     )
     if whole:
         view.nodes.extend(_node(node) for node in sorted(core.nodes, key=lambda node: node.facts.node))
+        for margin in core.margins():
+            view.margins.add(az=margin.az, margin_mb=margin.margin_mb, manager=margin.manager)
         for manager in core.owners:
             node = core.nodes.get(manager)
             address = node.facts.address if node is not None else ""
@@ -45,12 +47,13 @@ def _node(node: Node) -> placement_pb2.Node:
     message = placement_pb2.Node(
         node=facts.node, service=facts.service, az=facts.az, host=facts.host, address=facts.address, http=facts.http,
         nonce=facts.nonce, pid=facts.pid, version=facts.version, role=facts.role, health=node.condition,
-        detail=dict(facts.detail),
+        detail=dict(facts.detail), metrics=facts.metrics,
     )
     if node.capacity is not None:
         message.capacity.CopyFrom(placement_pb2.WorkerCapacity(
             memory_mb=node.capacity.memory_mb, memory_free_mb=node.capacity.memory_free_mb,
             sandboxes=node.capacity.sandboxes, runtimes=node.capacity.runtimes,
+            memory_idle_mb=node.capacity.memory_idle_mb,
         ))
     return message
 
@@ -58,5 +61,6 @@ def _node(node: Node) -> placement_pb2.Node:
 def grant_message(grant: Grant) -> placement_pb2.LeaseOrder:
     return placement_pb2.LeaseOrder(granted=placement_pb2.LeaseOrder.Granted(
         worker=grant.worker, address=grant.address, host=grant.host, az=grant.az, lease=grant.lease,
-        soft_end_s=grant.soft_end_s, hard_end_s=grant.hard_end_s,
+        soft_end_s=grant.soft_end_s, hard_end_s=grant.hard_end_s, drain_s=grant.drain_s,
+        az_reserve=grant.az_reserve,
     ))

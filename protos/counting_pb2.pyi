@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -286,14 +287,41 @@ class FrontendMessage(_message.Message):
 
     @_typing.final
     class Heartbeat(_message.Message):
+        """With what changed since the newest one said, for operators: `labda limits` shows who uses what."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
+        HOLDINGS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def holdings(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrontendMessage.Holding]: ...
         def __init__(
             self,
+            *,
+            holdings: _abc.Iterable[Global___FrontendMessage.Holding] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["holdings", b"holdings"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AskGone(_message.Message):
+        """Which of these worker incarnations are members no more: invocations that were lost with them free their permits then."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INCARNATIONS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def incarnations(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Incarnation]: ...
+        def __init__(
+            self,
+            *,
+            incarnations: _abc.Iterable[_common_pb2.Incarnation] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnations", b"incarnations"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -318,6 +346,7 @@ class FrontendMessage(_message.Message):
     GENERATION_ACK_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    ASK_GONE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """per session, grows by one per message that changes the ledger; applied once"""
     @_builtins.property
@@ -334,6 +363,8 @@ class FrontendMessage(_message.Message):
     def heartbeat(self) -> Global___FrontendMessage.Heartbeat: ...
     @_builtins.property
     def goodbye(self) -> Global___FrontendMessage.Goodbye: ...
+    @_builtins.property
+    def ask_gone(self) -> Global___FrontendMessage.AskGone: ...
     def __init__(
         self,
         *,
@@ -345,12 +376,13 @@ class FrontendMessage(_message.Message):
         generation_ack: Global___FrontendMessage.GenerationAck | None = ...,
         heartbeat: Global___FrontendMessage.Heartbeat | None = ...,
         goodbye: Global___FrontendMessage.Goodbye | None = ...,
+        ask_gone: Global___FrontendMessage.AskGone | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "generation_ack", b"generation_ack", "give_back", b"give_back", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "recall_answer", b"recall_answer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "ask_gone", b"ask_gone", "generation_ack", b"generation_ack", "give_back", b"give_back", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "recall_answer", b"recall_answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "generation_ack", b"generation_ack", "give_back", b"give_back", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "recall_answer", b"recall_answer", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "ask_gone", b"ask_gone", "generation_ack", b"generation_ack", "give_back", b"give_back", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "recall_answer", b"recall_answer", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ask", "give_back", "recall_answer", "generation_ack", "heartbeat", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ask", "give_back", "recall_answer", "generation_ack", "heartbeat", "goodbye", "ask_gone"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -537,6 +569,26 @@ class FrontendAnswer(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Gone(_message.Message):
+        """Evicted, or they left: nothing runs on them and nothing ever will."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INCARNATIONS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def incarnations(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Incarnation]: ...
+        def __init__(
+            self,
+            *,
+            incarnations: _abc.Iterable[_common_pb2.Incarnation] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnations", b"incarnations"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Fenced(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -558,6 +610,7 @@ class FrontendAnswer(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     NOT_LEADER_FIELD_NUMBER: _builtins.int
     FENCED_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -576,6 +629,8 @@ class FrontendAnswer(_message.Message):
     def not_leader(self) -> Global___NotLeader: ...
     @_builtins.property
     def fenced(self) -> Global___FrontendAnswer.Fenced: ...
+    @_builtins.property
+    def gone(self) -> Global___FrontendAnswer.Gone: ...
     def __init__(
         self,
         *,
@@ -588,12 +643,13 @@ class FrontendAnswer(_message.Message):
         generation: Global___FrontendAnswer.Generation | None = ...,
         not_leader: Global___NotLeader | None = ...,
         fenced: Global___FrontendAnswer.Fenced | None = ...,
+        gone: Global___FrontendAnswer.Gone | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fenced", b"fenced", "generation", b"generation", "grant", b"grant", "message", b"message", "not_leader", b"not_leader", "recall", b"recall", "stamp", b"stamp", "throttled", b"throttled", "unavailable", b"unavailable", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fenced", b"fenced", "generation", b"generation", "gone", b"gone", "grant", b"grant", "message", b"message", "not_leader", b"not_leader", "recall", b"recall", "stamp", b"stamp", "throttled", b"throttled", "unavailable", b"unavailable", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fenced", b"fenced", "generation", b"generation", "grant", b"grant", "message", b"message", "not_leader", b"not_leader", "recall", b"recall", "stamp", b"stamp", "throttled", b"throttled", "unavailable", b"unavailable", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fenced", b"fenced", "generation", b"generation", "gone", b"gone", "grant", b"grant", "message", b"message", "not_leader", b"not_leader", "recall", b"recall", "stamp", b"stamp", "throttled", b"throttled", "unavailable", b"unavailable", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "grant", "recall", "throttled", "unavailable", "generation", "not_leader", "fenced"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "grant", "recall", "throttled", "unavailable", "generation", "not_leader", "fenced", "gone"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -823,18 +879,22 @@ class WorkerAnswer(_message.Message):
 
         NUMBER_FIELD_NUMBER: _builtins.int
         AUTHORITY_S_FIELD_NUMBER: _builtins.int
+        GRACE_S_FIELD_NUMBER: _builtins.int
         number: _builtins.int
         authority_s: _builtins.float
         """counted from when this worker sent the renewal"""
+        grace_s: _builtins.float
+        """by authority + timeout cap + grace all of its sandboxes must be destroyed"""
         def __init__(
             self,
             *,
             number: _builtins.int = ...,
             authority_s: _builtins.float = ...,
+            grace_s: _builtins.float = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_s", b"authority_s", "number", b"number"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_s", b"authority_s", "grace_s", b"grace_s", "number", b"number"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -950,17 +1010,21 @@ class SetAccountLimitRequest(_message.Message):
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     limit: _builtins.int
+    request: _builtins.str
+    """applied once per id"""
     def __init__(
         self,
         *,
         account: _builtins.str = ...,
         limit: _builtins.int = ...,
+        request: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "limit", b"limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "limit", b"limit", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1151,13 +1215,21 @@ class ListPoolsAnswer(_message.Message):
         SIZE_FIELD_NUMBER: _builtins.int
         IN_USE_FIELD_NUMBER: _builtins.int
         STATE_FIELD_NUMBER: _builtins.int
+        WAITS_FOR_FIELD_NUMBER: _builtins.int
+        UNTIL_FIELD_NUMBER: _builtins.int
         size: _builtins.int
         in_use: _builtins.int
-        """as last reported"""
+        """live: as told with its newest heartbeat; counted: what runs by the workers' word"""
         state: _builtins.str
         """live, draining, counted"""
+        until: _builtins.float
+        """draining, counted: Unix seconds, when it is free at the latest"""
         @_builtins.property
         def session(self) -> _common_pb2.Session: ...
+        @_builtins.property
+        def waits_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """draining: hosts that haven't yet said what they run of it"""
+
         def __init__(
             self,
             *,
@@ -1165,10 +1237,12 @@ class ListPoolsAnswer(_message.Message):
             size: _builtins.int = ...,
             in_use: _builtins.int = ...,
             state: _builtins.str = ...,
+            waits_for: _abc.Iterable[_builtins.str] | None = ...,
+            until: _builtins.float = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["in_use", b"in_use", "session", b"session", "size", b"size", "state", b"state"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["in_use", b"in_use", "session", b"session", "size", b"size", "state", b"state", "until", b"until", "waits_for", b"waits_for"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1176,20 +1250,57 @@ class ListPoolsAnswer(_message.Message):
     class PoolStatus(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
+        @_typing.final
+        class RefusalsEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.int
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.int = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
         POOL_FIELD_NUMBER: _builtins.int
         LIMIT_FIELD_NUMBER: _builtins.int
         GRANTED_FIELD_NUMBER: _builtins.int
         GENERATION_FIELD_NUMBER: _builtins.int
         HOLDERS_FIELD_NUMBER: _builtins.int
         THROTTLED_FIELD_NUMBER: _builtins.int
+        WAITING_FIELD_NUMBER: _builtins.int
+        CHARGED_FIELD_NUMBER: _builtins.int
+        OUTSTANDING_FIELD_NUMBER: _builtins.int
+        REFUSALS_FIELD_NUMBER: _builtins.int
         limit: _builtins.int
         granted: _builtins.int
         generation: _builtins.int
         throttled: _builtins.int
+        """proven refusals (429); refusals["limit"]"""
+        waiting: _builtins.int
+        """requests that wait now"""
+        charged: _builtins.int
+        """permits of other pools that count here as well, because of a change of limits"""
         @_builtins.property
         def pool(self) -> _common_pb2.Pool: ...
         @_builtins.property
         def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListPoolsAnswer.Holder]: ...
+        @_builtins.property
+        def outstanding(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetReservedAnswer.Outstanding]:
+            """for whom such a change doesn't bind yet"""
+
+        @_builtins.property
+        def refusals(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+            """by reason, since this member leads"""
+
         def __init__(
             self,
             *,
@@ -1199,16 +1310,23 @@ class ListPoolsAnswer(_message.Message):
             generation: _builtins.int = ...,
             holders: _abc.Iterable[Global___ListPoolsAnswer.Holder] | None = ...,
             throttled: _builtins.int = ...,
+            waiting: _builtins.int = ...,
+            charged: _builtins.int = ...,
+            outstanding: _abc.Iterable[Global___SetReservedAnswer.Outstanding] | None = ...,
+            refusals: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "granted", b"granted", "holders", b"holders", "limit", b"limit", "pool", b"pool", "throttled", b"throttled"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "generation", b"generation", "granted", b"granted", "holders", b"holders", "limit", b"limit", "outstanding", b"outstanding", "pool", b"pool", "refusals", b"refusals", "throttled", b"throttled", "waiting", b"waiting"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NOT_LEADER_FIELD_NUMBER: _builtins.int
     POOLS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    LEADS_SINCE_FIELD_NUMBER: _builtins.int
+    leads_since: _builtins.float
+    """Unix seconds: refusals are counted from then on"""
     @_builtins.property
     def not_leader(self) -> Global___NotLeader: ...
     @_builtins.property
@@ -1223,11 +1341,212 @@ class ListPoolsAnswer(_message.Message):
         not_leader: Global___NotLeader | None = ...,
         pools: _abc.Iterable[Global___ListPoolsAnswer.PoolStatus] | None = ...,
         members: _abc.Iterable[_common_pb2.Incarnation] | None = ...,
+        leads_since: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_leader", b"not_leader"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "not_leader", b"not_leader", "pools", b"pools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leads_since", b"leads_since", "members", b"members", "not_leader", b"not_leader", "pools", b"pools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPoolsAnswer: _TypeAlias = ListPoolsAnswer  # noqa: Y015
+
+@_typing.final
+class ListHostsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHostsRequest: _TypeAlias = ListHostsRequest  # noqa: Y015
+
+@_typing.final
+class ListHostsAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Host(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INCARNATION_FIELD_NUMBER: _builtins.int
+        MEMBER_FIELD_NUMBER: _builtins.int
+        HEARD_FIELD_NUMBER: _builtins.int
+        AUTHORITY_UNTIL_FIELD_NUMBER: _builtins.int
+        EVICTED_BY_FIELD_NUMBER: _builtins.int
+        OWES_FIELD_NUMBER: _builtins.int
+        DECLARED_DEAD_AT_FIELD_NUMBER: _builtins.int
+        member: _builtins.bool
+        """false: it was declared dead, and no other is in its place"""
+        heard: _builtins.bool
+        """its stream to the leader is open"""
+        authority_until: _builtins.float
+        """Unix seconds: it starts nothing after that, unless it is renewed"""
+        evicted_by: _builtins.float
+        """Unix seconds: what it runs counts no longer than that, unless it is renewed"""
+        declared_dead_at: _builtins.float
+        """Unix seconds; 0: it wasn't"""
+        @_builtins.property
+        def incarnation(self) -> _common_pb2.Incarnation: ...
+        @_builtins.property
+        def owes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """frontends that are gone, of which it hasn't said yet what it runs"""
+
+        def __init__(
+            self,
+            *,
+            incarnation: _common_pb2.Incarnation | None = ...,
+            member: _builtins.bool = ...,
+            heard: _builtins.bool = ...,
+            authority_until: _builtins.float = ...,
+            evicted_by: _builtins.float = ...,
+            owes: _abc.Iterable[_builtins.str] | None = ...,
+            declared_dead_at: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_until", b"authority_until", "declared_dead_at", b"declared_dead_at", "evicted_by", b"evicted_by", "heard", b"heard", "incarnation", b"incarnation", "member", b"member", "owes", b"owes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NOT_LEADER_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    LEADS_SINCE_FIELD_NUMBER: _builtins.int
+    leads_since: _builtins.float
+    """Unix seconds: a new leader counts every worker's authority anew from then"""
+    @_builtins.property
+    def not_leader(self) -> Global___NotLeader: ...
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListHostsAnswer.Host]:
+        """by host; a member before the incarnation that was declared dead last"""
+
+    def __init__(
+        self,
+        *,
+        not_leader: Global___NotLeader | None = ...,
+        hosts: _abc.Iterable[Global___ListHostsAnswer.Host] | None = ...,
+        leads_since: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_leader", b"not_leader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "leads_since", b"leads_since", "not_leader", b"not_leader"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHostsAnswer: _TypeAlias = ListHostsAnswer  # noqa: Y015
+
+@_typing.final
+class DeclareDeadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    force: _builtins.bool
+    """also if it is heard from: it is told, ends what it runs, and comes back as another one"""
+    @_builtins.property
+    def incarnation(self) -> _common_pb2.Incarnation: ...
+    def __init__(
+        self,
+        *,
+        incarnation: _common_pb2.Incarnation | None = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclareDeadRequest: _TypeAlias = DeclareDeadRequest  # noqa: Y015
+
+@_typing.final
+class DeclareDeadAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Declared(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CHANGED_FIELD_NUMBER: _builtins.int
+        changed: _builtins.bool
+        """false: it had left, been evicted or declared dead before"""
+        def __init__(
+            self,
+            *,
+            changed: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Refused(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Reason:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DeclareDeadAnswer.Refused._Reason.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            UNSPECIFIED: DeclareDeadAnswer.Refused._Reason.ValueType  # 0
+            HEARD: DeclareDeadAnswer.Refused._Reason.ValueType  # 1
+            """it is connected right now"""
+            UPGRADE: DeclareDeadAnswer.Refused._Reason.ValueType  # 2
+            """not every member of counting knows this command yet"""
+
+        class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
+        UNSPECIFIED: DeclareDeadAnswer.Refused.Reason.ValueType  # 0
+        HEARD: DeclareDeadAnswer.Refused.Reason.ValueType  # 1
+        """it is connected right now"""
+        UPGRADE: DeclareDeadAnswer.Refused.Reason.ValueType  # 2
+        """not every member of counting knows this command yet"""
+
+        REASON_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        reason: Global___DeclareDeadAnswer.Refused.Reason.ValueType
+        message: _builtins.str
+        def __init__(
+            self,
+            *,
+            reason: Global___DeclareDeadAnswer.Refused.Reason.ValueType = ...,
+            message: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NOT_LEADER_FIELD_NUMBER: _builtins.int
+    DECLARED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def not_leader(self) -> Global___NotLeader: ...
+    @_builtins.property
+    def declared(self) -> Global___DeclareDeadAnswer.Declared: ...
+    @_builtins.property
+    def refused(self) -> Global___DeclareDeadAnswer.Refused: ...
+    def __init__(
+        self,
+        *,
+        not_leader: Global___NotLeader | None = ...,
+        declared: Global___DeclareDeadAnswer.Declared | None = ...,
+        refused: Global___DeclareDeadAnswer.Refused | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["declared", b"declared", "not_leader", b"not_leader", "outcome", b"outcome", "refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared", b"declared", "not_leader", b"not_leader", "outcome", b"outcome", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["not_leader", "declared", "refused"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___DeclareDeadAnswer: _TypeAlias = DeclareDeadAnswer  # noqa: Y015

@@ -45,3 +45,17 @@ LIST_POOLS: Method[counting_pb2.ListPoolsRequest, counting_pb2.ListPoolsAnswer] 
     client_streams=False,
     server_streams=False,
 )
+LIST_HOSTS: Method[counting_pb2.ListHostsRequest, counting_pb2.ListHostsAnswer] = Method(
+    path="/labda.counting.v1.Counting/ListHosts",
+    request=counting_pb2.ListHostsRequest,
+    response=counting_pb2.ListHostsAnswer,
+    client_streams=False,
+    server_streams=False,
+)
+DECLARE_DEAD: Method[counting_pb2.DeclareDeadRequest, counting_pb2.DeclareDeadAnswer] = Method(
+    path="/labda.counting.v1.Counting/DeclareDead",
+    request=counting_pb2.DeclareDeadRequest,
+    response=counting_pb2.DeclareDeadAnswer,
+    client_streams=False,
+    server_streams=False,
+)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import worker_pb2 as protos_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/frontend.proto\x12\x11labda.frontend.v1\x1a\x13protos/worker.proto\";\n\x0c\x46\x65tchRequest\x12+\n\x06ticket\x18\x01 \x01(\x0b\x32\x1b.labda.worker.v1.CodeTicket\"\x19\n\tCodeChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32P\n\x04\x43ode\x12H\n\x05\x46\x65tch\x12\x1f.labda.frontend.v1.FetchRequest\x1a\x1c.labda.frontend.v1.CodeChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/frontend.proto\x12\x11labda.frontend.v1\x1a\x13protos/worker.proto\";\n\x0c\x46\x65tchRequest\x12+\n\x06ticket\x18\x01 \x01(\x0b\x32\x1b.labda.worker.v1.CodeTicket\"\x19\n\tCodeChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"B\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x01\x12\x0c\n\x04root\x18\x04 \x01(\x08\"0\n\x14\x43reateAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x15\n\x13ListAccountsRequest\"B\n\x12ListAccountsAnswer\x12,\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1a.labda.frontend.v1.Account\"H\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x01\x12\x0f\n\x07\x65xpires\x18\x04 \x01(\x01\"H\n\x10\x43reateKeyRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x08\x12\x12\n\nduration_s\x18\x03 \x01(\x01\"]\n\x0f\x43reateKeyAnswer\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.labda.frontend.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x15\n\rsession_token\x18\x03 \x01(\t\"\"\n\x0fListKeysRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\"6\n\x0eListKeysAnswer\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.labda.frontend.v1.Key\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"\x1f\n\rHasKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"\x1d\n\x0cHasKeyAnswer\x12\r\n\x05known\x18\x01 \x01(\x08\x32P\n\x04\x43ode\x12H\n\x05\x46\x65tch\x12\x1f.labda.frontend.v1.FetchRequest\x1a\x1c.labda.frontend.v1.CodeChunk0\x01\x32\xff\x03\n\x08\x41\x63\x63ounts\x12T\n\rCreateAccount\x12\'.labda.frontend.v1.CreateAccountRequest\x1a\x1a.labda.frontend.v1.Account\x12]\n\x0cListAccounts\x12&.labda.frontend.v1.ListAccountsRequest\x1a%.labda.frontend.v1.ListAccountsAnswer\x12T\n\tCreateKey\x12#.labda.frontend.v1.CreateKeyRequest\x1a\".labda.frontend.v1.CreateKeyAnswer\x12Q\n\x08ListKeys\x12\".labda.frontend.v1.ListKeysRequest\x1a!.labda.frontend.v1.ListKeysAnswer\x12H\n\tRevokeKey\x12#.labda.frontend.v1.RevokeKeyRequest\x1a\x16.labda.frontend.v1.Key\x12K\n\x06HasKey\x12 .labda.frontend.v1.HasKeyRequest\x1a\x1f.labda.frontend.v1.HasKeyAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHREQUEST']._serialized_end=124
   _globals['_CODECHUNK']._serialized_start=126
   _globals['_CODECHUNK']._serialized_end=151
-  _globals['_CODE']._serialized_start=153
-  _globals['_CODE']._serialized_end=233
+  _globals['_ACCOUNT']._serialized_start=153
+  _globals['_ACCOUNT']._serialized_end=219
+  _globals['_CREATEACCOUNTREQUEST']._serialized_start=221
+  _globals['_CREATEACCOUNTREQUEST']._serialized_end=269
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=271
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=292
+  _globals['_LISTACCOUNTSANSWER']._serialized_start=294
+  _globals['_LISTACCOUNTSANSWER']._serialized_end=360
+  _globals['_KEY']._serialized_start=362
+  _globals['_KEY']._serialized_end=434
+  _globals['_CREATEKEYREQUEST']._serialized_start=436
+  _globals['_CREATEKEYREQUEST']._serialized_end=508
+  _globals['_CREATEKEYANSWER']._serialized_start=510
+  _globals['_CREATEKEYANSWER']._serialized_end=603
+  _globals['_LISTKEYSREQUEST']._serialized_start=605
+  _globals['_LISTKEYSREQUEST']._serialized_end=639
+  _globals['_LISTKEYSANSWER']._serialized_start=641
+  _globals['_LISTKEYSANSWER']._serialized_end=695
+  _globals['_REVOKEKEYREQUEST']._serialized_start=697
+  _globals['_REVOKEKEYREQUEST']._serialized_end=731
+  _globals['_HASKEYREQUEST']._serialized_start=733
+  _globals['_HASKEYREQUEST']._serialized_end=764
+  _globals['_HASKEYANSWER']._serialized_start=766
+  _globals['_HASKEYANSWER']._serialized_end=795
+  _globals['_CODE']._serialized_start=797
+  _globals['_CODE']._serialized_end=877
+  _globals['_ACCOUNTS']._serialized_start=880
+  _globals['_ACCOUNTS']._serialized_end=1391
 # @@protoc_insertion_point(module_scope)

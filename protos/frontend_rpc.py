@@ -10,3 +10,45 @@ FETCH: Method[frontend_pb2.FetchRequest, frontend_pb2.CodeChunk] = Method(
     client_streams=False,
     server_streams=True,
 )
+CREATE_ACCOUNT: Method[frontend_pb2.CreateAccountRequest, frontend_pb2.Account] = Method(
+    path="/labda.frontend.v1.Accounts/CreateAccount",
+    request=frontend_pb2.CreateAccountRequest,
+    response=frontend_pb2.Account,
+    client_streams=False,
+    server_streams=False,
+)
+LIST_ACCOUNTS: Method[frontend_pb2.ListAccountsRequest, frontend_pb2.ListAccountsAnswer] = Method(
+    path="/labda.frontend.v1.Accounts/ListAccounts",
+    request=frontend_pb2.ListAccountsRequest,
+    response=frontend_pb2.ListAccountsAnswer,
+    client_streams=False,
+    server_streams=False,
+)
+CREATE_KEY: Method[frontend_pb2.CreateKeyRequest, frontend_pb2.CreateKeyAnswer] = Method(
+    path="/labda.frontend.v1.Accounts/CreateKey",
+    request=frontend_pb2.CreateKeyRequest,
+    response=frontend_pb2.CreateKeyAnswer,
+    client_streams=False,
+    server_streams=False,
+)
+LIST_KEYS: Method[frontend_pb2.ListKeysRequest, frontend_pb2.ListKeysAnswer] = Method(
+    path="/labda.frontend.v1.Accounts/ListKeys",
+    request=frontend_pb2.ListKeysRequest,
+    response=frontend_pb2.ListKeysAnswer,
+    client_streams=False,
+    server_streams=False,
+)
+REVOKE_KEY: Method[frontend_pb2.RevokeKeyRequest, frontend_pb2.Key] = Method(
+    path="/labda.frontend.v1.Accounts/RevokeKey",
+    request=frontend_pb2.RevokeKeyRequest,
+    response=frontend_pb2.Key,
+    client_streams=False,
+    server_streams=False,
+)
+HAS_KEY: Method[frontend_pb2.HasKeyRequest, frontend_pb2.HasKeyAnswer] = Method(
+    path="/labda.frontend.v1.Accounts/HasKey",
+    request=frontend_pb2.HasKeyRequest,
+    response=frontend_pb2.HasKeyAnswer,
+    client_streams=False,
+    server_streams=False,
+)

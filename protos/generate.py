@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pb2
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
+ETCD = "etcdserverpb"   # part of the paths of its methods
 
 
 def main() -> int:
@@ -86,7 +87,9 @@ def render_methods(stem: str, file: descriptor_pb2.FileDescriptorProto) -> str:
 
 
 def type_of(full_name: str, stem: str, modules: set[str]) -> str:
-    """``.labda.worker.v1.X`` as ``worker_pb2.X``: our packages are labda.<file>.v1."""
+    """``.labda.worker.v1.X`` as ``worker_pb2.X``: our packages are labda.<file>.v1; etcd.proto keeps etcd's own."""
+    if full_name.startswith(f".{ETCD}."):
+        return f"etcd_pb2.{full_name.removeprefix(f'.{ETCD}.')}"
     match = re.fullmatch(r"\.labda\.(\w+)\.v1\.([\w.]+)", full_name)
     if match is None:
         raise ValueError(f"{full_name} is not in a package labda.<file>.v1 ({stem}.proto)")

@@ -55,6 +55,7 @@ class Node(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     service: _builtins.str
     az: _builtins.str
@@ -71,6 +72,8 @@ class Node(_message.Message):
     """leader, follower, active, standby; empty where there is none"""
     health: _builtins.str
     """serving, draining, suspected (silent for 1 s), dead (silent for 3 s)"""
+    metrics: _builtins.str
+    """HTTP host:port of /metrics; empty: not served"""
     @_builtins.property
     def capacity(self) -> Global___WorkerCapacity:
         """workers only"""
@@ -95,10 +98,11 @@ class Node(_message.Message):
         health: _builtins.str = ...,
         capacity: Global___WorkerCapacity | None = ...,
         detail: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        metrics: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "az", b"az", "capacity", b"capacity", "detail", b"detail", "health", b"health", "host", b"host", "http", b"http", "node", b"node", "nonce", b"nonce", "pid", b"pid", "role", b"role", "service", b"service", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "az", b"az", "capacity", b"capacity", "detail", b"detail", "health", b"health", "host", b"host", "http", b"http", "metrics", b"metrics", "node", b"node", "nonce", b"nonce", "pid", b"pid", "role", b"role", "service", b"service", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,9 +116,12 @@ class WorkerCapacity(_message.Message):
     MEMORY_FREE_MB_FIELD_NUMBER: _builtins.int
     SANDBOXES_FIELD_NUMBER: _builtins.int
     RUNTIMES_FIELD_NUMBER: _builtins.int
+    MEMORY_IDLE_MB_FIELD_NUMBER: _builtins.int
     memory_mb: _builtins.int
     memory_free_mb: _builtins.int
     sandboxes: _builtins.int
+    memory_idle_mb: _builtins.int
+    """of what is used: by sandboxes that nothing runs on, which go where others need their room"""
     @_builtins.property
     def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -124,10 +131,11 @@ class WorkerCapacity(_message.Message):
         memory_free_mb: _builtins.int = ...,
         sandboxes: _builtins.int = ...,
         runtimes: _abc.Iterable[_builtins.str] | None = ...,
+        memory_idle_mb: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_free_mb", b"memory_free_mb", "memory_mb", b"memory_mb", "runtimes", b"runtimes", "sandboxes", b"sandboxes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_free_mb", b"memory_free_mb", "memory_idle_mb", b"memory_idle_mb", "memory_mb", b"memory_mb", "runtimes", b"runtimes", "sandboxes", b"sandboxes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -193,6 +201,52 @@ class RegionView(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Margin(_message.Message):
+        """what the loss of an AZ leaves, once all that ran there is made again in the others"""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        AZ_FIELD_NUMBER: _builtins.int
+        MARGIN_MB_FIELD_NUMBER: _builtins.int
+        MANAGER_FIELD_NUMBER: _builtins.int
+        az: _builtins.str
+        margin_mb: _builtins.int
+        """at the manager that it leaves least; below 0: so much is missing"""
+        manager: _builtins.str
+        def __init__(
+            self,
+            *,
+            az: _builtins.str = ...,
+            margin_mb: _builtins.int = ...,
+            manager: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["az", b"az", "manager", b"manager", "margin_mb", b"margin_mb"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class RevokedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TERM_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
@@ -201,6 +255,8 @@ class RegionView(_message.Message):
     OWNERS_VERSION_FIELD_NUMBER: _builtins.int
     OWNERS_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    MARGINS_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """of the active placement; views of a lower term are dropped"""
     version: _builtins.int
@@ -210,13 +266,21 @@ class RegionView(_message.Message):
     leader: _builtins.str
     owners_version: _builtins.int
     whole: _builtins.bool
-    """nodes and owners are set"""
+    """nodes, owners and margins are set"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
         """whole list on change; empty with an unchanged version (a heartbeat)"""
 
     @_builtins.property
     def owners(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionView.Owner]: ...
+    @_builtins.property
+    def revoked(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """node -> number of its last enrolment whose certificates are refused; of any placement"""
+
+    @_builtins.property
+    def margins(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionView.Margin]:
+        """as of this view, for operators; loads alone make no new one"""
+
     def __init__(
         self,
         *,
@@ -228,10 +292,12 @@ class RegionView(_message.Message):
         owners_version: _builtins.int = ...,
         owners: _abc.Iterable[Global___RegionView.Owner] | None = ...,
         whole: _builtins.bool = ...,
+        revoked: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        margins: _abc.Iterable[Global___RegionView.Margin] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "leader", b"leader", "nodes", b"nodes", "owners", b"owners", "owners_version", b"owners_version", "term", b"term", "version", b"version", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "leader", b"leader", "margins", b"margins", "nodes", b"nodes", "owners", b"owners", "owners_version", b"owners_version", "revoked", b"revoked", "term", b"term", "version", b"version", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,6 +411,8 @@ class LeaseOrder(_message.Message):
         LEASE_FIELD_NUMBER: _builtins.int
         SOFT_END_S_FIELD_NUMBER: _builtins.int
         HARD_END_S_FIELD_NUMBER: _builtins.int
+        DRAIN_S_FIELD_NUMBER: _builtins.int
+        AZ_RESERVE_FIELD_NUMBER: _builtins.int
         worker: _builtins.str
         address: _builtins.str
         host: _builtins.str
@@ -353,6 +421,10 @@ class LeaseOrder(_message.Message):
         soft_end_s: _builtins.float
         """seconds from the sending of this message"""
         hard_end_s: _builtins.float
+        drain_s: _builtins.float
+        """before the hard end nothing new starts for so long: the longest run there may be"""
+        az_reserve: _builtins.bool
+        """idle sandboxes don't get the room that the loss of an AZ would need"""
         def __init__(
             self,
             *,
@@ -363,10 +435,12 @@ class LeaseOrder(_message.Message):
             lease: _builtins.int = ...,
             soft_end_s: _builtins.float = ...,
             hard_end_s: _builtins.float = ...,
+            drain_s: _builtins.float = ...,
+            az_reserve: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "az", b"az", "hard_end_s", b"hard_end_s", "host", b"host", "lease", b"lease", "soft_end_s", b"soft_end_s", "worker", b"worker"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "az", b"az", "az_reserve", b"az_reserve", "drain_s", b"drain_s", "hard_end_s", b"hard_end_s", "host", b"host", "lease", b"lease", "soft_end_s", b"soft_end_s", "worker", b"worker"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,6 +470,28 @@ class LeaseOrder(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class HandOver(_message.Message):
+        """give it back as it is, with its sandboxes: another manager is to have it"""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        WORKER_FIELD_NUMBER: _builtins.int
+        LEASE_FIELD_NUMBER: _builtins.int
+        worker: _builtins.str
+        lease: _builtins.int
+        def __init__(
+            self,
+            *,
+            worker: _builtins.str = ...,
+            lease: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "worker", b"worker"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Role(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -418,24 +514,28 @@ class LeaseOrder(_message.Message):
     GRANTED_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    HAND_OVER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def granted(self) -> Global___LeaseOrder.Granted: ...
     @_builtins.property
     def lost(self) -> Global___LeaseOrder.Lost: ...
     @_builtins.property
     def role(self) -> Global___LeaseOrder.Role: ...
+    @_builtins.property
+    def hand_over(self) -> Global___LeaseOrder.HandOver: ...
     def __init__(
         self,
         *,
         granted: Global___LeaseOrder.Granted | None = ...,
         lost: Global___LeaseOrder.Lost | None = ...,
         role: Global___LeaseOrder.Role | None = ...,
+        hand_over: Global___LeaseOrder.HandOver | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "lost", b"lost", "order", b"order", "role", b"role"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "hand_over", b"hand_over", "lost", b"lost", "order", b"order", "role", b"role"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "lost", b"lost", "order", b"order", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "hand_over", b"hand_over", "lost", b"lost", "order", b"order", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["granted", "lost", "role"]  # noqa: Y015
+    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["granted", "lost", "role", "hand_over"]  # noqa: Y015
     _WhichOneofArgType_order: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_order) -> _WhichOneofReturnType_order | None: ...
 

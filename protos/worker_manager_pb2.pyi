@@ -71,10 +71,13 @@ class FrontendRequest(_message.Message):
         TICKET_FIELD_NUMBER: _builtins.int
         DEADLINE_S_FIELD_NUMBER: _builtins.int
         AZ_FIELD_NUMBER: _builtins.int
+        UNSURE_FIELD_NUMBER: _builtins.int
         deadline_s: _builtins.float
         """from the sending of this message"""
         az: _builtins.str
         """the frontend's own, preferred"""
+        unsure: _builtins.bool
+        """its copy of the metadata may be old: serve only what another vouches for"""
         @_builtins.property
         def function(self) -> _common_pb2.FunctionId: ...
         @_builtins.property
@@ -89,10 +92,11 @@ class FrontendRequest(_message.Message):
             ticket: _worker_pb2.CodeTicket | None = ...,
             deadline_s: _builtins.float = ...,
             az: _builtins.str = ...,
+            unsure: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "function", b"function", "ticket", b"ticket"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["az", b"az", "config", b"config", "deadline_s", b"deadline_s", "function", b"function", "ticket", b"ticket"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["az", b"az", "config", b"config", "deadline_s", b"deadline_s", "function", b"function", "ticket", b"ticket", "unsure", b"unsure"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,13 +137,18 @@ class FrontendRequest(_message.Message):
 
     @_typing.final
     class Revised(_message.Message):
-        """This frontend serves the revision: older sandboxes of the version may go."""
+        """This frontend serves the revision: older sandboxes of the version (with `deleted` all up to it) may go. With an
+        `invocation` (any id of the frontend's choice) it is answered by Retired, or Refused (NOT_MINE, NOT_ACTIVE).
+        """
 
         DESCRIPTOR: _descriptor.Descriptor
 
         FUNCTION_FIELD_NUMBER: _builtins.int
         DELETED_FIELD_NUMBER: _builtins.int
+        VOUCHED_FIELD_NUMBER: _builtins.int
         deleted: _builtins.bool
+        vouched: _builtins.bool
+        """by a copy of the metadata that is certainly current: whose copy may be old may be served it"""
         @_builtins.property
         def function(self) -> _common_pb2.FunctionId: ...
         def __init__(
@@ -147,10 +156,11 @@ class FrontendRequest(_message.Message):
             *,
             function: _common_pb2.FunctionId | None = ...,
             deleted: _builtins.bool = ...,
+            vouched: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["function", b"function"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "function", b"function"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "function", b"function", "vouched", b"vouched"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -267,6 +277,8 @@ class ManagerReply(_message.Message):
             """this manager stands by"""
             UNKNOWN_RUNTIME: ManagerReply.Refused._Reason.ValueType  # 7
             """no leased worker has it"""
+            REVISED: ManagerReply.Refused._Reason.ValueType  # 8
+            """a newer revision is served, or (unsure) it isn't known whether one is"""
 
         class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
         REASON_UNSPECIFIED: ManagerReply.Refused.Reason.ValueType  # 0
@@ -282,6 +294,8 @@ class ManagerReply(_message.Message):
         """this manager stands by"""
         UNKNOWN_RUNTIME: ManagerReply.Refused.Reason.ValueType  # 7
         """no leased worker has it"""
+        REVISED: ManagerReply.Refused.Reason.ValueType  # 8
+        """a newer revision is served, or (unsure) it isn't known whether one is"""
 
         REASON_FIELD_NUMBER: _builtins.int
         VERSION_FIELD_NUMBER: _builtins.int
@@ -311,6 +325,21 @@ class ManagerReply(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Retired(_message.Message):
+        """On sandboxes older than the Revised said nothing starts any more: their workers refuse it. What runs, finishes."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Recall(_message.Message):
         """Stop lingering on this sandbox: it is needed elsewhere, drained or outdated."""
 
@@ -336,6 +365,7 @@ class ManagerReply(_message.Message):
     RESERVED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
     invocation: _builtins.str
     @_builtins.property
     def reserved(self) -> Global___ManagerReply.Reserved: ...
@@ -343,6 +373,8 @@ class ManagerReply(_message.Message):
     def refused(self) -> Global___ManagerReply.Refused: ...
     @_builtins.property
     def recall(self) -> Global___ManagerReply.Recall: ...
+    @_builtins.property
+    def retired(self) -> Global___ManagerReply.Retired: ...
     def __init__(
         self,
         *,
@@ -350,12 +382,13 @@ class ManagerReply(_message.Message):
         reserved: Global___ManagerReply.Reserved | None = ...,
         refused: Global___ManagerReply.Refused | None = ...,
         recall: Global___ManagerReply.Recall | None = ...,
+        retired: Global___ManagerReply.Retired | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["recall", b"recall", "refused", b"refused", "reply", b"reply", "reserved", b"reserved"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recall", b"recall", "refused", b"refused", "reply", b"reply", "reserved", b"reserved", "retired", b"retired"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["invocation", b"invocation", "recall", b"recall", "refused", b"refused", "reply", b"reply", "reserved", b"reserved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invocation", b"invocation", "recall", b"recall", "refused", b"refused", "reply", b"reply", "reserved", b"reserved", "retired", b"retired"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["reserved", "refused", "recall"]  # noqa: Y015
+    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["reserved", "refused", "recall", "retired"]  # noqa: Y015
     _WhichOneofArgType_reply: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_reply) -> _WhichOneofReturnType_reply | None: ...
 

@@ -35,20 +35,24 @@ class ManagerOrder(_message.Message):
         MANAGER_FIELD_NUMBER: _builtins.int
         LEASE_FIELD_NUMBER: _builtins.int
         LASTS_S_FIELD_NUMBER: _builtins.int
+        TIMEOUT_CAP_S_FIELD_NUMBER: _builtins.int
         manager: _builtins.str
         lease: _builtins.int
         lasts_s: _builtins.float
         """the lease's hard end, in seconds from the sending of this message"""
+        timeout_cap_s: _builtins.float
+        """nothing that starts under this lease runs longer; 0: no cap of the lease's own"""
         def __init__(
             self,
             *,
             manager: _builtins.str = ...,
             lease: _builtins.int = ...,
             lasts_s: _builtins.float = ...,
+            timeout_cap_s: _builtins.float = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["lasts_s", b"lasts_s", "lease", b"lease", "manager", b"manager"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["lasts_s", b"lasts_s", "lease", b"lease", "manager", b"manager", "timeout_cap_s", b"timeout_cap_s"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -125,17 +129,21 @@ class ManagerOrder(_message.Message):
 
         SANDBOX_FIELD_NUMBER: _builtins.int
         SEQUENCE_FIELD_NUMBER: _builtins.int
+        USED_FIELD_NUMBER: _builtins.int
         sandbox: _builtins.str
         sequence: _builtins.int
+        used: _builtins.int
+        """only if nothing runs and something ran under this sequence; 0: in any case"""
         def __init__(
             self,
             *,
             sandbox: _builtins.str = ...,
             sequence: _builtins.int = ...,
+            used: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox", "sequence", b"sequence"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox", "sequence", b"sequence", "used", b"used"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,10 +353,13 @@ class WorkerEvent(_message.Message):
         MEMORY_MB_FIELD_NUMBER: _builtins.int
         MEMORY_FREE_MB_FIELD_NUMBER: _builtins.int
         RUNTIMES_FIELD_NUMBER: _builtins.int
+        INVOKE_ADDRESS_FIELD_NUMBER: _builtins.int
         lease: _builtins.int
         memory_mb: _builtins.int
         """total for sandboxes"""
         memory_free_mb: _builtins.int
+        invoke_address: _builtins.str
+        """host:port of its Invoke streams"""
         @_builtins.property
         def incarnation(self) -> _common_pb2.Incarnation: ...
         @_builtins.property
@@ -364,10 +375,11 @@ class WorkerEvent(_message.Message):
             memory_mb: _builtins.int = ...,
             memory_free_mb: _builtins.int = ...,
             runtimes: _abc.Iterable[_builtins.str] | None = ...,
+            invoke_address: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "lease", b"lease", "memory_free_mb", b"memory_free_mb", "memory_mb", b"memory_mb", "runtimes", b"runtimes", "sandboxes", b"sandboxes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "invoke_address", b"invoke_address", "lease", b"lease", "memory_free_mb", b"memory_free_mb", "memory_mb", b"memory_mb", "runtimes", b"runtimes", "sandboxes", b"sandboxes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -500,29 +512,9 @@ class WorkerEvent(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
-    class Idle(_message.Message):
+    class Use(_message.Message):
         """only the worker says so"""
 
-        DESCRIPTOR: _descriptor.Descriptor
-
-        SANDBOX_FIELD_NUMBER: _builtins.int
-        SEQUENCE_FIELD_NUMBER: _builtins.int
-        sandbox: _builtins.str
-        sequence: _builtins.int
-        def __init__(
-            self,
-            *,
-            sandbox: _builtins.str = ...,
-            sequence: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox", "sequence", b"sequence"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    @_typing.final
-    class Busy(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         SANDBOX_FIELD_NUMBER: _builtins.int
@@ -531,6 +523,7 @@ class WorkerEvent(_message.Message):
         sandbox: _builtins.str
         sequence: _builtins.int
         invocation: _builtins.str
+        """what it runs; empty: it is idle"""
         def __init__(
             self,
             *,
@@ -545,7 +538,29 @@ class WorkerEvent(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Uses(_message.Message):
+        """the newest of each sandbox that changed; runs that came and went aren't told"""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USES_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def uses(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerEvent.Use]: ...
+        def __init__(
+            self,
+            *,
+            uses: _abc.Iterable[Global___WorkerEvent.Use] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["uses", b"uses"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Gone(_message.Message):
+        """said as soon as nothing can start on it any more, perhaps twice"""
+
         DESCRIPTOR: _descriptor.Descriptor
 
         SANDBOX_FIELD_NUMBER: _builtins.int
@@ -571,20 +586,24 @@ class WorkerEvent(_message.Message):
         SANDBOX_FIELD_NUMBER: _builtins.int
         SEQUENCE_FIELD_NUMBER: _builtins.int
         BUSY_FIELD_NUMBER: _builtins.int
+        KEPT_FIELD_NUMBER: _builtins.int
         sandbox: _builtins.str
         sequence: _builtins.int
         busy: _builtins.bool
         """something runs on it under an older sequence: it finishes"""
+        kept: _builtins.bool
+        """nothing was raised: it runs, or has yet to"""
         def __init__(
             self,
             *,
             sandbox: _builtins.str = ...,
             sequence: _builtins.int = ...,
             busy: _builtins.bool = ...,
+            kept: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "sandbox", b"sandbox", "sequence", b"sequence"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "kept", b"kept", "sandbox", b"sandbox", "sequence", b"sequence"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -607,8 +626,7 @@ class WorkerEvent(_message.Message):
     NO_CAPACITY_FIELD_NUMBER: _builtins.int
     CREATE_FAILED_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
-    IDLE_FIELD_NUMBER: _builtins.int
-    BUSY_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
     RAISED_FIELD_NUMBER: _builtins.int
     RETURNED_FIELD_NUMBER: _builtins.int
@@ -624,9 +642,7 @@ class WorkerEvent(_message.Message):
     @_builtins.property
     def ready(self) -> Global___WorkerEvent.Ready: ...
     @_builtins.property
-    def idle(self) -> Global___WorkerEvent.Idle: ...
-    @_builtins.property
-    def busy(self) -> Global___WorkerEvent.Busy: ...
+    def uses(self) -> Global___WorkerEvent.Uses: ...
     @_builtins.property
     def gone(self) -> Global___WorkerEvent.Gone: ...
     @_builtins.property
@@ -642,17 +658,16 @@ class WorkerEvent(_message.Message):
         no_capacity: Global___WorkerEvent.NoCapacity | None = ...,
         create_failed: Global___WorkerEvent.CreateFailed | None = ...,
         ready: Global___WorkerEvent.Ready | None = ...,
-        idle: Global___WorkerEvent.Idle | None = ...,
-        busy: Global___WorkerEvent.Busy | None = ...,
+        uses: Global___WorkerEvent.Uses | None = ...,
         gone: Global___WorkerEvent.Gone | None = ...,
         raised: Global___WorkerEvent.Raised | None = ...,
         returned: Global___WorkerEvent.Returned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "create_failed", b"create_failed", "event", b"event", "gone", b"gone", "idle", b"idle", "inventory", b"inventory", "no_capacity", b"no_capacity", "raised", b"raised", "ready", b"ready", "returned", b"returned", "stale_lease", b"stale_lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_failed", b"create_failed", "event", b"event", "gone", b"gone", "inventory", b"inventory", "no_capacity", b"no_capacity", "raised", b"raised", "ready", b"ready", "returned", b"returned", "stale_lease", b"stale_lease", "uses", b"uses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "create_failed", b"create_failed", "event", b"event", "gone", b"gone", "idle", b"idle", "inventory", b"inventory", "lease", b"lease", "no_capacity", b"no_capacity", "raised", b"raised", "ready", b"ready", "returned", b"returned", "stale_lease", b"stale_lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_failed", b"create_failed", "event", b"event", "gone", b"gone", "inventory", b"inventory", "lease", b"lease", "no_capacity", b"no_capacity", "raised", b"raised", "ready", b"ready", "returned", b"returned", "stale_lease", b"stale_lease", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["inventory", "stale_lease", "no_capacity", "create_failed", "ready", "idle", "busy", "gone", "raised", "returned"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["inventory", "stale_lease", "no_capacity", "create_failed", "ready", "uses", "gone", "raised", "returned"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

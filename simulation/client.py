@@ -6,6 +6,7 @@ operations: paths and bodies are the caller's.
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,10 @@ SERVICE = "lambda"
 SCHEME = "http"
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Left(Exception):
+    """The client left, and the frontend ended its request without an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +64,14 @@ class Client:
         self._signer = _Signer(key, region, clock)
 
     async def send(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, *,
+        leaves_after_s: float = math.inf,
     ) -> Answer:
-        """One request; waits for the whole answer. Cancelling it takes the task that serves it along."""
+        """One request; waits for the whole answer. Cancelling it takes the task that serves it along.
+
+        A client that leaves closes its connection by then, and what becomes of the request is the frontend's to see:
+        raises Left when the frontend ended it without an answer.
+        """
         url = f"{SCHEME}://{self._host}{path}"
         request = AWSRequest(method=method, url=url, data=body, headers=dict(headers or {}))
         self._signer.add_auth(request)
@@ -74,7 +84,14 @@ class Client:
             "headers": signed, "client": ("client", 1), "server": (self._host, 80),
         }
         exchange = _Exchange(body)
-        await self._application(scope, exchange.receive, exchange.send)
+        leaving = None
+        if leaves_after_s < math.inf:
+            leaving = asyncio.get_running_loop().call_later(leaves_after_s, exchange.leave)
+        try:
+            await self._application(scope, exchange.receive, exchange.send)
+        finally:
+            if leaving is not None:
+                leaving.cancel()
         return exchange.answer()
 
 
@@ -87,12 +104,18 @@ class _Exchange:
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
         self._complete = asyncio.Event()
+        self._over = asyncio.Event()    # it is complete, or the client has left
+        self._left = False
+
+    def leave(self) -> None:
+        self._left = True
+        self._over.set()
 
     async def receive(self) -> dict[str, Any]:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self._complete.wait()
+        await self._over.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Mapping[str, Any]) -> None:
@@ -103,7 +126,10 @@ class _Exchange:
             self._parts.append(message.get("body", b""))
             if not message.get("more_body", False):
                 self._complete.set()
+                self._over.set()
 
     def answer(self) -> Answer:
+        if self._left and not self._complete.is_set():
+            raise Left
         assert self._complete.is_set(), "the application ended without an answer"
         return Answer(status=self._status, headers=self._headers, body=b"".join(self._parts))

@@ -8,13 +8,12 @@ and what is done with them (``region.py``).
 import io
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from chassis.certificates import TlsFiles
-from chassis.clock import Clock
-from chassis.config import NodeConfig
+from chassis.config import NodeConfig, changed
 from chassis.machine import Trace
 from chassis.memory_network import Fabric
 from chassis.rpc import Caller
@@ -24,9 +23,13 @@ from counting.service import CountingService
 from frontend.api.model import load
 from frontend.config import FrontendConfig
 from frontend.service import FrontendService, World
-from placement.config import PlacementConfig
+from placement.config import FleetConfig, PlacementConfig
 from placement.service import PlacementService
+from simulation.loop import VirtualClock, VirtualLoop
+from simulation.processes import HostClock, Process
+from simulation.record import Lines
 from simulation.sandbox_driver import Handler, MemoryDriver
+from simulation.store_link import BlobLink, StoreLink
 from storage.cipher import KEY_BYTES, Cipher
 from storage.leases import MetadataLeases
 from storage.memory import MemoryBlobs, MemoryMetadata
@@ -42,17 +45,55 @@ _NO_TLS = TlsFiles(authority="", certificate="", key="")   # the fabric carries 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Which processes there are besides one member of counting and one frontend per AZ."""
+
+    placements: Mapping[str, str]       # AZ by node: one leads, the others stand by
+    managers: Mapping[str, str]
+    workers_per_az: int = 1
+    worker_memory_mb: int = WORKER_MEMORY_MB
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Of workers: "az1" is the first host of its AZ, "az1-2" the second."""
+        numbers = range(1, self.workers_per_az + 1)
+        return tuple(az if number == 1 else f"{az}-{number}" for az in AZS for number in numbers)
+
+    def nodes_of(self, az: str) -> tuple[str, ...]:
+        """Every process of an AZ."""
+        control = [node for nodes in (COUNTING, self.placements, self.managers) for node in nodes if nodes[node] == az]
+        workers = [worker_node(place) for place in self.places if az_of(place) == az]
+        return (*control, frontend_node(az), *workers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
     """What members of one region share: the only things that connect them."""
 
     seed: int
-    clock: Clock
+    loop: VirtualLoop
+    clock: VirtualClock                 # true time: the region's own and its clients'
+    hosts: dict[str, HostClock]
+    processes: dict[str, Process]       # by node, each over all its lives
     fabric: Fabric
     metadata: MemoryMetadata
     blobs: MemoryBlobs
     journals: Path                      # counting's files: it writes them itself, and reads nothing but them
-    trace: TextIO                       # every driver's lines, in the order in which they happened
+    trace: Lines                        # every driver's lines, in the order in which they happened
+    fleet: FleetConfig                  # placement's: the time scale of leases among other things
+    shape: "Shape"
     handlers: Mapping[str, Handler]     # what functions do, by the last part of their handler's name
+    check: bool = True                  # every core's invariants after every event
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by service, else the defaults
+
+    def host(self, name: str) -> HostClock:
+        return self.hosts.setdefault(name, HostClock(self.loop))
+
+    def process(self, node: str, host: str = "") -> Process:
+        """``host`` is where it runs, if that isn't where nodes of its kind do."""
+        if node not in self.processes:
+            self.processes[node] = Process(node, self.host(host or host_of(node)))
+        return self.processes[node]
 
     def generator(self, name: str) -> random.Random:
         return generator(self.seed, name)
@@ -69,21 +110,54 @@ def generator(seed: int, name: str) -> random.Random:
 class NodeTrace(Trace):
     """One node's lines in the region's trace. A killed process writes none, whatever its remains still do."""
 
-    def __init__(self, file: TextIO, node: str) -> None:
-        super().__init__(file, node)
+    def __init__(self, lines: Lines, node: str) -> None:
+        super().__init__(_Nowhere(), node)
+        self._lines = lines
         self.alive = True
 
-    def write(self, at: float, event: object, effects: list[object]) -> None:
+    def _put(self, line: dict[str, Any]) -> None:
         if self.alive:
-            super().write(at, event, effects)
+            self._lines.put(line)
+
+
+class _Nowhere:
+    """No file: lines are kept as they are."""
+
+    def write(self, text: str, /) -> int:
+        raise AssertionError(f"a simulated process wrote {text!r}")
+
+    def close(self) -> None: ...
 
 
 def counting_node(az: str) -> str:
     return f"counting-{az}"
 
 
-PLACEMENT = f"placement-{AZS[0]}"
-MANAGER = f"manager-{AZS[1]}"
+def frontend_node(az: str) -> str:
+    return f"frontend-{az}-1"
+
+
+COUNTING = {counting_node(az): az for az in AZS}
+# As in the embedded cluster: one of each stands by, in another AZ.
+PLACEMENTS = {f"placement-{az}": az for az in AZS[:2]}
+MANAGERS = {f"manager-{az}": az for az in AZS[1:]}
+
+
+def az_of(place: str) -> str:
+    return place.partition("-")[0]
+
+
+def worker_node(place: str) -> str:
+    az, _, number = place.partition("-")
+    return f"worker-{az}-{number or 1}"
+
+
+def host_of(node: str) -> str:
+    """Workers have hosts of their own; everything else of an AZ shares one."""
+    kind, az, *_ = node.split("-")
+    return node.replace("worker", "host", 1) if kind == "worker" else f"control-{az}"
+
+
 OPERATOR = Caller(service="operator", node="operator", az=AZS[0], host="operator")
 
 
@@ -96,67 +170,107 @@ def counting_addresses() -> dict[str, str]:
     return {counting_node(az): address(counting_node(az)) for az in AZS}
 
 
-def _node(service: str, node: str, az: str, host: str, *, seed: bool = False) -> NodeConfig:
+def raft_addresses() -> dict[str, str]:
+    return {counting_node(az): f"{counting_node(az)}:9001" for az in AZS}
+
+
+# As the embedded cluster is, and as the one of containers is.
+EMBEDDED = Shape(placements=PLACEMENTS, managers=MANAGERS)
+THREE_AZS = Shape(
+    placements={f"placement-{az}": az for az in AZS}, managers={f"manager-{az}": az for az in AZS}, workers_per_az=2,
+    worker_memory_mb=2 * WORKER_MEMORY_MB,
+)
+
+
+def _node(ground: Ground, service: str, node: str, az: str, *, seed: bool = False) -> NodeConfig:
     return NodeConfig(
-        service=service, node=node, az=az, host=host, listen=address(node) if seed else f"{node}:0",
-        placement=(address(PLACEMENT),), tls=_NO_TLS, check=True,
+        service=service, node=node, az=az, host=host_of(node), listen=address(node) if seed else f"{node}:0",
+        placement=tuple(map(address, ground.shape.placements)), tls=_NO_TLS, check=ground.check,
     )
 
 
-def make_counting(ground: Ground, az: str) -> CountingService:
-    node = _node("counting", counting_node(az), az, f"control-{az}", seed=True)
+def make_counting(ground: Ground, name: str, *, life: int) -> tuple[CountingService, NodeTrace]:
+    """A later life of a member goes on from its files."""
+    az = COUNTING[name]
+    node = _node(ground, "counting", name, az, seed=True)
     directory = ground.journals / node.node
     if not directory.exists():
         member.create(directory, node.node)
-    return CountingService(
-        CountingConfig(node=node, directory=str(directory), members=counting_addresses()),
-        network=ground.fabric.network(node.identity), clock=ground.clock, generator=ground.generator(node.node),
-        durable=False, trace=NodeTrace(ground.trace, node.node),
+    trace = NodeTrace(ground.trace, name)
+    network = ground.fabric.network(node.identity)
+    config = CountingConfig(node=node, directory=str(directory), members=raft_addresses())
+    service = CountingService(
+        changed(config, ground.changes.get("counting", {})), network=network, streams=network,
+        clock=ground.process(name).clock, durable=False, trace=trace,
+        generator=ground.generator(name if life == 1 else f"{name} life {life}"),
     )
+    return service, trace
 
 
-def make_placement(ground: Ground) -> PlacementService:
-    node = _node("placement", PLACEMENT, AZS[0], f"control-{AZS[0]}", seed=True)
-    return PlacementService(
-        PlacementConfig(node=node, store="memory:"), network=ground.fabric.network(node.identity), clock=ground.clock,
-        rng=ground.generator(node.node), leases=MetadataLeases(ground.metadata),
-        trace=NodeTrace(ground.trace, node.node),
+def make_placement(
+    ground: Ground, name: str, *, life: int, store: StoreLink,
+) -> tuple[PlacementService, NodeTrace]:
+    az = ground.shape.placements[name]
+    node = _node(ground, "placement", name, az, seed=True)
+    trace = NodeTrace(ground.trace, name)
+    service = PlacementService(
+        PlacementConfig(node=node, store="memory:", fleet=ground.fleet), network=ground.fabric.network(node.identity),
+        clock=ground.process(name).clock, rng=ground.generator(f"{name} life {life}"), leases=MetadataLeases(store),
+        trace=trace,
     )
+    return service, trace
 
 
-def make_manager(ground: Ground) -> ManagerService:
-    node = _node("worker_manager", MANAGER, AZS[1], f"control-{AZS[1]}")
-    return ManagerService(
-        ManagerConfig(node=node), network=ground.fabric.network(node.identity), clock=ground.clock,
-        rng=ground.generator(node.node), trace=NodeTrace(ground.trace, node.node),
+def make_manager(ground: Ground, name: str, *, life: int) -> tuple[ManagerService, NodeTrace]:
+    az = ground.shape.managers[name]
+    node = _node(ground, "worker_manager", name, az)
+    trace = NodeTrace(ground.trace, name)
+    service = ManagerService(
+        ManagerConfig(node=node), network=ground.fabric.network(node.identity), clock=ground.process(name).clock,
+        rng=ground.generator(f"{name} life {life}"), trace=trace,
     )
+    return service, trace
 
 
-def make_worker(ground: Ground, az: str, *, life: int, end_process: Callable[[], None]) -> WorkerService:
-    """``life`` counts the processes of this worker: each draws a nonce of its own."""
-    node = _node("worker", f"worker-{az}-1", az, f"host-{az}-1")
+def make_worker(
+    ground: Ground, place: str, *, life: int, end_process: Callable[[], None], on_expired: Callable[[], None],
+) -> tuple[WorkerService, NodeTrace]:
+    """``life`` counts the processes of this worker: each draws a nonce of its own. ``on_expired``: by its watchdog."""
+    name = worker_node(place)
+    node = _node(ground, "worker", name, az_of(place))
+    spawner = ground.process(f"{name} spawner", node.host)
     config = WorkerConfig(
-        node=node, counting=tuple(counting_addresses().values()), memory_mb=WORKER_MEMORY_MB, state_dir="/simulated",
-        runtimes_dir="/simulated",
+        node=node, counting=tuple(counting_addresses().values()), memory_mb=ground.shape.worker_memory_mb,
+        state_dir="/simulated", runtimes_dir="/simulated",
     )
+    config = changed(config, ground.changes.get("worker", {}))
+    network = ground.fabric.network(node.identity)
+    driver = MemoryDriver(
+        handlers=ground.handlers, timeout_cap_s=config.timeout_cap_s, on_expired=on_expired, context=spawner.context,
+    )
+    trace = NodeTrace(ground.trace, node.node)
     return WorkerService(
-        config, network=ground.fabric.network(node.identity), driver=MemoryDriver(handlers=ground.handlers),
-        clock=ground.clock, rng=ground.generator(f"{node.node} life {life}"), log_files=MemoryFiles(),
-        scratch=io.BytesIO, end_process=end_process, trace=NodeTrace(ground.trace, node.node),
-    )
+        config, network=network, streams=network, driver=driver, clock=ground.process(name).clock,
+        rng=ground.generator(f"{node.node} life {life}"), log_files=MemoryFiles(), scratch=io.BytesIO,
+        end_process=end_process, trace=trace,
+    ), trace
 
 
-def make_frontend(ground: Ground, az: str) -> tuple[FrontendService, NodeTrace]:
-    node = _node("frontend", f"frontend-{az}-1", az, f"control-{az}")
-    rng = ground.generator(node.node)
+def make_frontend(
+    ground: Ground, az: str, *, life: int = 1, store: StoreLink,
+) -> tuple[FrontendService, NodeTrace]:
+    """``life`` counts the processes of this name: each draws a nonce of its own."""
+    node = _node(ground, "frontend", frontend_node(az), az)
+    rng = ground.generator(node.node if life == 1 else f"{node.node} life {life}")
     key = ground.data_key()
     trace = NodeTrace(ground.trace, node.node)
+    network = ground.fabric.network(node.identity)
     world = World(
-        network=ground.fabric.network(node.identity), clock=ground.clock, rng=rng, metadata=ground.metadata,
-        blobs=ground.blobs, cipher=Cipher(key, random_bytes=rng.randbytes), data_key=key, model=load(),
+        network=network, streams=network, clock=ground.process(node.node).clock, rng=rng, metadata=store,
+        blobs=BlobLink(ground.blobs, store), cipher=Cipher(key, random_bytes=rng.randbytes), data_key=key, model=load(),
         nonce=rng.getrandbits(63), trace=trace,
     )
     config = FrontendConfig(
         node=node, counting=tuple(counting_addresses().values()), store="memory:", key_file="",
     )
-    return FrontendService(config, world), trace
+    return FrontendService(changed(config, ground.changes.get("frontend", {})), world), trace

@@ -1,16 +1,20 @@
 """An in-memory connection between two asyncio protocols: what a socket pair would be, without descriptors."""
 
 import asyncio
+import contextvars
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 
-def connect(client: asyncio.Protocol, server: asyncio.Protocol) -> "PipeTransport":
-    """Joins both and returns the client's transport. The server hears of it in a later turn of the loop."""
-    near, far = PipeTransport(client), PipeTransport(server)
+def connect(
+    client: asyncio.Protocol, server: asyncio.Protocol, context: contextvars.Context
+) -> "PipeTransport":
+    """Joins both and returns the client's transport. The server hears of it in a later turn of the loop, in a context
+    of its own: it is another process."""
+    near, far = PipeTransport(client, contextvars.copy_context()), PipeTransport(server, context)
     near.peer, far.peer = far, near
-    loop = asyncio.get_running_loop()
-    loop.call_soon(server.connection_made, far)
+    far.soon(server.connection_made, far)
     client.connection_made(near)
     return near
 
@@ -20,17 +24,22 @@ class PipeTransport(asyncio.Transport):
 
     peer: "PipeTransport"
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
+    def __init__(self, protocol: asyncio.Protocol, context: contextvars.Context) -> None:
         super().__init__()
+        self._context = context
         self._protocol = protocol
         self._arrived: deque[bytes] = deque()
         self._paused = False
         self._closing = False
         self._lost = False
 
+    def soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """As this end's process."""
+        asyncio.get_running_loop().call_soon(callback, *args, context=self._context)
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._closing and data:
-            asyncio.get_running_loop().call_soon(self.peer.arrive, bytes(data))
+            self.peer.soon(self.peer.arrive, bytes(data))
 
     def arrive(self, data: bytes) -> None:
         if self._lost:
@@ -54,9 +63,8 @@ class PipeTransport(asyncio.Transport):
     def close(self) -> None:
         if not self._closing:
             self._closing = True
-            loop = asyncio.get_running_loop()
-            loop.call_soon(self.lose)
-            loop.call_soon(self.peer.lose)
+            self.soon(self.lose)
+            self.peer.soon(self.peer.lose)
 
     def abort(self) -> None:
         self.close()

@@ -1,34 +1,45 @@
 """One region in one process, in virtual time: all five services' real cores, drivers and request coroutines.
 
 Owns the members' lives, the client's side of the API, and the trace of everything that every driver did. What members
-are made of is ``members.py``'s; what is asked of the region is the scenario's. Must run on ``simulation.loop``.
+are made of is ``members.py``'s; what befalls whole AZs is ``azs.py``'s; what is asked is the scenario's. Must run on
+``simulation.loop``.
 """
 
 import asyncio
+import contextvars
 import hashlib
-import io
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from google.protobuf.message import Message
+
+from chassis.faults import Fault
 from chassis.memory_network import Fabric
 from chassis.process import Tasks
+from counting.raft.member import LogCounts
 from counting.service import CountingService
 from frontend.auth.keys import new_key, store_key
 from frontend.service import FrontendService
+from placement.config import FleetConfig
 from placement.service import PlacementService
 from protos import counting_pb2, counting_rpc
+from protos.rpc import Method
 from simulation import members
 from simulation.client import Answer, Client
+from simulation.control import Control
 from simulation.loop import VirtualClock, VirtualLoop
-from simulation.members import Ground, NodeTrace
+from simulation.members import Ground, NodeTrace, Shape
 from simulation.network import SeededLink, SeededWrites
+from simulation.processes import CURRENT, HostClock, Process
+from simulation.record import Bug, Lines
 from simulation.sandbox_driver import Handler
+from simulation.store_link import StoreLink
 from storage.cipher import Cipher
 from storage.memory import MemoryBlobs, MemoryMetadata
 from worker.service import WorkerService
@@ -37,8 +48,10 @@ from worker_manager.service import ManagerService
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
 RESTART_S = 1.0     # the supervisor starts a process that ended again within this
+BOOTED_S = 1_000.0  # hosts whose clocks are off have been up for less than this
 READY_S = 30.0      # virtual: a region that isn't ready by then never will be
 FUNCTIONS = "/2015-03-31/functions"
+Response = TypeVar("Response", bound=Message)
 
 
 class ConnectionLost(Exception):
@@ -56,6 +69,7 @@ class Frontend:
     service: FrontendService
     trace: NodeTrace
     client: Client
+    store: StoreLink
     requests: dict[asyncio.Task[Answer], None] = field(default_factory=dict)
     killed: bool = False
 
@@ -63,16 +77,30 @@ class Frontend:
 class Region:
     """``async with Region(seed) as region``: ready to serve inside, drained and judged on the way out."""
 
-    def __init__(self, seed: int, *, handlers: Mapping[str, Handler] | None = None) -> None:
+    def __init__(
+        self, seed: int, *, handlers: Mapping[str, Handler] | None = None, fleet: FleetConfig | None = None,
+        changes: Mapping[str, Mapping[str, Any]] | None = None, shape: Shape = members.EMBEDDED, check: bool = True,
+        rates: Mapping[str, float] | None = None, lines: Lines | None = None,
+    ) -> None:
+        """``check``: every core's invariants after every event, which takes most of a long run's time. ``rates``: by
+        host, how fast its clocks run; they begin at different times then."""
+        self.lines = lines or Lines()   # every event of every driver with its effects
         self.seed = seed
         self.frontends: list[Frontend] = []
-        self.workers: dict[str, WorkerService] = {}     # by AZ
-        self.counting: list[CountingService] = []
-        self.placement: PlacementService
-        self.manager: ManagerService
+        self.workers: dict[str, WorkerService] = {}     # by place (``Shape.places``), those that live
+        self.stores: dict[str, StoreLink] = {}          # each frontend's and each placement's way to the store
+        self.logs: list[LogCounts] = []                 # of counting's members, of each life that is over
+        self.counting: Control[CountingService]
+        self.placements: Control[PlacementService]
+        self.managers: Control[ManagerService]
+        self._fleet = fleet or FleetConfig()
         self._handlers = dict(handlers or {})
-        self._trace = io.StringIO()
-        self._bugs: list[str] = []
+        self._changes = dict(changes or {})
+        self._shape = shape
+        self._check = check
+        self._worker_traces: dict[str, NodeTrace] = {}
+        self._rates = dict(rates or {})
+        self.bugs: list[Bug] = []
         self._lives: Counter[str] = Counter()
         self._tasks = Tasks()
 
@@ -81,15 +109,23 @@ class Region:
         assert isinstance(loop, VirtualLoop), "a region runs in virtual time: simulation.loop.run"
         loop.set_exception_handler(self._on_bug)
         self.clock = VirtualClock(loop)
+        self.lines.now = self.clock.monotonic
+        boots = self._generator("boots")
+        hosts = {
+            host: HostClock(loop, rate=rate, boot_s=boots.uniform(0.0, BOOTED_S)) for host, rate in self._rates.items()
+        }
         self._journals = tempfile.TemporaryDirectory(prefix="labda-simulation-")
         writes = SeededWrites(self._generator("store"))
+        self.link = SeededLink(self._generator("network"), loop)
         self.ground = Ground(
-            seed=self.seed, clock=self.clock, fabric=Fabric(SeededLink(self._generator("network"))),
+            seed=self.seed, loop=loop, clock=self.clock, hosts=hosts, processes={}, fabric=Fabric(self.link),
+            fleet=self._fleet,
             metadata=MemoryMetadata(self.clock, before_write=writes), blobs=MemoryBlobs(),
-            journals=Path(self._journals.name), trace=self._trace, handlers=self._handlers,
+            journals=Path(self._journals.name), trace=self.lines, handlers=self._handlers,
+            changes=self._changes, shape=self._shape, check=self._check,
         )
         try:
-            await self._start()
+            await self._begin()
         except BaseException:
             self._journals.cleanup()
             raise
@@ -102,17 +138,41 @@ class Region:
             await self._drain()
         finally:
             self._journals.cleanup()
-        if self._bugs and error is None:
-            raise RegionBug("\n".join(self._bugs))
+        if self.bugs and error is None:
+            raise RegionBug("\n".join(bug.what for bug in self.bugs))
 
     # ------------------------------------------------------------ what happened
 
     def trace(self) -> str:
         """NDJSON: every event of every driver with its effects, in the order in which they happened."""
-        return self._trace.getvalue()
+        return "".join(self.lines.text)
 
     def trace_hash(self) -> str:
         return hashlib.sha256(self.trace().encode()).hexdigest()
+
+    def counting_leader(self) -> str:
+        """Which member of counting leads; empty while none does."""
+        leading = [node for node in self.counting.nodes if self.counting[node].leads]
+        return leading[0] if len(leading) == 1 else ""
+
+    def active_manager(self) -> str:
+        """The node that manages and holds most workers; empty while none does."""
+        held = Counter(self.held_by().values())
+        return held.most_common(1)[0][0] if held else ""
+
+    def active_placement(self) -> str:
+        """The node that leads by its own word; of several the one with the highest term."""
+        leading = [service for service in self.placements if service.core.is_active]
+        return max(leading, key=lambda service: service.core.leadership.term).node.node if leading else ""
+
+    def held_by(self) -> dict[str, str]:
+        """Which manager every usable worker obeys, by place: the worker's own word counts."""
+        return {
+            place: worker.agent.core.manager for place, worker in self.workers.items()
+            if worker.agent.core.manager in self.managers.nodes
+            and (lease := self.managers[worker.agent.core.manager].core.supply.leases.get(members.worker_node(place)))
+            and lease.usable and lease.number == worker.agent.core.lease
+        }
 
     # ------------------------------------------------------------ the client's side
 
@@ -123,7 +183,9 @@ class Region:
         served_by = self.frontends[frontend]
         if served_by.killed:
             raise ConnectionLost(f"frontend {frontend} is gone")
-        task = asyncio.get_running_loop().create_task(served_by.client.send(method, path, body, headers))
+        task = asyncio.get_running_loop().create_task(
+            served_by.client.send(method, path, body, headers), context=self.process_of(served_by).context()
+        )
         served_by.requests[task] = None
         try:
             return await task
@@ -142,14 +204,20 @@ class Region:
         )
 
     async def pools(self) -> list[counting_pb2.ListPoolsAnswer.PoolStatus]:
-        """The ledger's pools as its leader knows them. Raises Fault while nobody leads."""
+        """The ledger's pools as its leader knows them. Raises RegionBug while nobody leads."""
+        answer = await self.ask_counting(counting_rpc.LIST_POOLS, counting_pb2.ListPoolsRequest())
+        return list(answer.pools)
+
+    async def ask_counting(self, method: Method[Any, Response], request: Any) -> Response:
+        """As an operator. Raises RegionBug while nobody leads."""
         network = self.ground.fabric.network(members.OPERATOR)
         for address in members.counting_addresses().values():
-            answer = await network.connect(address, service="counting").call(
-                counting_rpc.LIST_POOLS, counting_pb2.ListPoolsRequest(), timeout_s=2.0
-            )
+            try:
+                answer = await network.connect(address, service="counting").call(method, request, timeout_s=2.0)
+            except Fault:
+                continue    # this member is away
             if not answer.HasField("not_leader"):
-                return list(answer.pools)
+                return answer
         raise RegionBug("no member of counting leads")
 
     # ------------------------------------------------------------ faults
@@ -160,71 +228,187 @@ class Region:
         frontend.killed = True
         frontend.trace.alive = False
         self.ground.fabric.crash(frontend.service.directory.node.node)
+        self.resume(frontend.service.directory.node.node)      # to its end
         for task in list(frontend.requests):
             task.cancel()
-        await frontend.service.close()
+        await self.process_of(frontend).do(frontend.service.close())
+
+    async def restart_frontend(self, number: int) -> None:
+        """Another process under the name of one that was killed."""
+        node = self.frontends[number].service.directory.node.node
+        self._lives[node] += 1
+        self.frontends[number] = await self._make_frontend(members.AZS[number], life=1 + self._lives[node])
+
+    def stop_frontend(self, number: int, for_s: float) -> None:
+        self.stall(self.frontends[number].service.directory.node.node, for_s)
+
+    async def kill_manager(self, node: str) -> None:
+        """kill -9; its supervisor starts it again."""
+        await self.managers.kill(node)
+        self._start(self._restart(self.managers, node), name=f"another {node}")
+
+    async def kill_counting(self, node: str) -> None:
+        """kill -9; its supervisor starts it again, from its files."""
+        await self.counting.kill(node)
+        self._start(self._restart(self.counting, node), name=f"another {node}")
+
+    async def kill_placement(self, node: str, *, again: bool = True) -> None:
+        """kill -9; its supervisor starts it ``again``, or doesn't get to."""
+        await self.placements.kill(node)
+        if again:
+            self._start(self._restart(self.placements, node), name=f"another {node}")
+
+    def part(self, nodes: Iterable[str]) -> None:
+        """As with a cable that is pulled: between these and the others silence begins, which pings notice in time."""
+        parted = frozenset(nodes)
+        self.link.part(parted)
+        for pipe in list(self.ground.fabric.pipes):
+            if (pipe.dialler in parted) != (pipe.peer in parted):
+                pipe.lose(pipe.dialler, pipe.peer)
+                pipe.lose(pipe.peer, pipe.dialler)
+
+    def resume(self, node: str) -> None:
+        """Lets it go on if it is stopped (``nodes.pause``)."""
+        process = self.ground.process(node)
+        if process.stopped:
+            self.ground.loop.continue_process(process)
+
+    def stall(self, node: str, for_s: float) -> None:
+        """SIGSTOP and later SIGCONT, as the others see it: nothing reaches it or leaves it for so long, its connections
+        stay, and what was held arrives then. Worse than that, since what it decides meanwhile arrives late."""
+        self.link.stall(node, for_s)
+
+    async def kill_worker(self, place: str) -> None:
+        """As with kill -9 of agent and spawner: its connections break, its sandboxes go, another life begins soon."""
+        worker = self.workers[place]
+        await self._crash(place, worker)
+        await asyncio.sleep(RESTART_S)
+        if self.workers.get(place) is worker:
+            await self.start_worker(place)
+
+    async def lose_worker(self, place: str) -> None:
+        """The same, and nobody starts it again."""
+        await self._crash(place, self.workers.pop(place))
+
+    async def _crash(self, place: str, worker: WorkerService) -> None:
+        node = worker.config.node.node
+        self._worker_traces[place].alive = False
+        self.ground.fabric.crash(node)
+        self.resume(node)
+        await self.ground.process(node).do(worker.close())
 
     # ------------------------------------------------------------ lives
 
-    async def _start(self) -> None:
+    async def _begin(self) -> None:
         ground = self.ground
-        key = new_key(ACCOUNT, self._generator("root key"), self.clock.wall())
+        self._key = key = new_key(ACCOUNT, self._generator("root key"), self.clock.wall())
         sealed = Cipher(ground.data_key(), random_bytes=self._generator("root key's nonce").randbytes)
         await store_key(ground.metadata, sealed, key)
+        self.counting = Control(
+            ground, members.COUNTING, lambda node, life: members.make_counting(ground, node, life=life),
+            lambda service: self.logs.append(service.log),
+        )
+        await self.counting.start()
+        self.placements = Control(
+            ground, ground.shape.placements,
+            lambda node, life: members.make_placement(ground, node, life=life, store=self._way_to_store(node)),
+        )
+        await self.placements.start()
+        self.managers = Control(
+            ground, ground.shape.managers, lambda node, life: members.make_manager(ground, node, life=life)
+        )
+        await self.managers.start()
+        for place in ground.shape.places:
+            await self.start_worker(place)
         for az in members.AZS:
-            self.counting.append(await members.make_counting(ground, az).start())
-        self.placement = members.make_placement(ground)
-        await self.placement.start()
-        self.manager = members.make_manager(ground)
-        await self.manager.start()
-        for az in members.AZS:
-            await self._start_worker(az)
-        for az in members.AZS:
-            service, trace = members.make_frontend(ground, az)
-            await service.start()
-            host = f"{service.directory.node.node}.simulated"
-            await service.register(http=f"{host}:80", pid=0, version="simulated")
-            client = Client(service.application, host=host, key=key, region=REGION, clock=self.clock)
-            self.frontends.append(Frontend(service=service, trace=trace, client=client))
-        await self.until(self._ready, "the region to be ready", within_s=READY_S)
+            self.frontends.append(await self._make_frontend(az))
+        await self.until(self.ready, "the region to be ready", within_s=READY_S)
 
-    def _ready(self) -> bool:
+    async def _make_frontend(self, az: str, life: int = 1) -> Frontend:
+        store = self._way_to_store(members.frontend_node(az))
+        process = self.ground.process(members.frontend_node(az))
+        service, trace = process.context().run(
+            lambda: members.make_frontend(self.ground, az, life=life, store=store)
+        )
+        await process.do(service.start())
+        host = f"{service.directory.node.node}.simulated"
+        await process.do(service.register(http=f"{host}:80", pid=0, version="simulated"))
+        # Signed at the frontend's own time: a real client learns how far off its clock is from the first refusal.
+        client = Client(service.application, host=host, key=self._key, region=REGION, clock=process.clock)
+        return Frontend(service=service, trace=trace, client=client, store=store)
+
+    def _start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Of the region's own, whichever process is the cause."""
+        contextvars.Context().run(lambda: self._tasks.start(work, name=name))
+
+    def process_of(self, frontend: Frontend) -> Process:
+        return self.ground.process(frontend.service.directory.node.node)
+
+    def _worker_process(self, place: str) -> Process:
+        return self.ground.process(members.worker_node(place))
+
+    def _way_to_store(self, node: str) -> StoreLink:
+        """The node's own, whichever life it has."""
+        return self.stores.setdefault(node, StoreLink(self.ground.metadata))
+
+    def balanced(self) -> bool:
+        """Active managers have their fair parts of the workers."""
+        parts = Counter(self.held_by().values())
+        active = [node for node in self.managers.nodes if self.managers[node].core.active]
+        return parts.keys() == set(active) and max(parts.values()) - min(parts.values()) <= 1
+
+    def ready(self) -> bool:
         """Every worker is leased, and every frontend knows them all and who manages them."""
-        leased = len(self.manager.core.supply.leases) == len(self.workers)
-        return leased and all(
+        return self.held_by().keys() == self.workers.keys() and all(
             frontend.service.directory.owners
             and len(frontend.service.directory.of_service("worker")) == len(self.workers)
-            for frontend in self.frontends
+            for frontend in self.frontends if not frontend.killed
         )
 
-    async def _start_worker(self, az: str) -> None:
-        self._lives[az] += 1
-        self.workers[az] = worker = members.make_worker(
-            self.ground, az, life=self._lives[az], end_process=lambda: self._worker_ends(az)
-        )
-        await worker.start()
+    async def start_worker(self, place: str) -> None:
+        """Another process, and another incarnation if there was one before."""
+        process = self.ground.process(members.worker_node(place))
+        self._lives[place] += 1
+        self.workers[place], self._worker_traces[place] = process.context().run(lambda: members.make_worker(
+            self.ground, place, life=self._lives[place], end_process=lambda: self._worker_ends(place),
+            on_expired=lambda: self._worker_expired(place),
+        ))
+        await process.do(self.workers[place].start())
 
-    def _worker_ends(self, az: str) -> None:
-        self._tasks.start(self._replace_worker(az), name=f"another worker for {az}")
-
-    async def _replace_worker(self, az: str) -> None:
-        """What a worker's process does that must end, and then its supervisor."""
-        await self.workers[az].drain()
+    async def _restart(self, control: "Control[Any]", node: str) -> None:
         await asyncio.sleep(RESTART_S)
-        await self._start_worker(az)
+        await control.start(node)
+
+    def _worker_ends(self, place: str) -> None:
+        self._start(self.replace_worker(place), name=f"another worker for {place}")
+
+    def _worker_expired(self, place: str) -> None:
+        if place in self.workers:
+            self._start(self.kill_worker(place), name=f"the watchdog of {place}")
+
+    async def replace_worker(self, place: str) -> None:
+        """What a worker's process does that must end or is told to, and then its supervisor."""
+        ending = self.workers.get(place)
+        if ending is None:
+            return
+        self.resume(members.worker_node(place))
+        await self._worker_process(place).do(ending.drain())
+        self.ground.fabric.crash(members.worker_node(place))    # its process ends
+        await asyncio.sleep(RESTART_S)
+        if self.workers.get(place) is ending:
+            await self.start_worker(place)
 
     async def _drain(self) -> None:
         """First what lets requests in, last what everything else leans on."""
         for frontend in self.frontends:
             if not frontend.killed:
-                await frontend.service.drain(_nothing_runs)
-        await self.manager.drain()
+                await self.process_of(frontend).do(frontend.service.drain(_nothing_runs))
+        await self.managers.drain()
         await self._tasks.cancel()
-        for worker in self.workers.values():
-            await worker.drain()
-        await self.placement.drain()
-        for counting in self.counting:
-            await counting.drain()
+        for place, worker in self.workers.items():
+            await self._worker_process(place).do(worker.drain())
+        await self.placements.drain()
+        await self.counting.drain()
 
     async def until(self, true: Callable[[], bool], what: str, *, within_s: float) -> None:
         """Waits in virtual time. Raises RegionBug when it takes longer."""
@@ -238,7 +422,9 @@ class Region:
         return members.generator(self.seed, name)
 
     def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self._bugs.append(f"{context.get('message')}: {context.get('exception')!r}")
+        process = CURRENT.get()
+        what = f"{context.get('message')}: {context.get('exception')!r}"
+        self.bugs.append(Bug(what=what, node=process.name if process else "", at=self.clock.monotonic()))
 
 
 async def _nothing_runs() -> None:

@@ -6,9 +6,10 @@ anything.
 """
 
 import asyncio
+import contextvars
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -19,11 +20,13 @@ from worker.sandbox.driver import (
     ProcessExit,
     RuntimeApiServer,
     Sandbox,
+    SandboxFault,
     SandboxGone,
     SandboxSpec,
     UnpackedCode,
     UnpackLimits,
 )
+from worker.sandbox.watchdog import Watchdog
 
 API = "/2018-06-01"
 PEAK_MB = 32
@@ -124,6 +127,7 @@ class MemorySandbox:
         self._driver = driver
         self._spec = spec
         self._accept: Callable[[], asyncio.Protocol] | None = None
+        self._agent = contextvars.copy_context()    # whoever asks for a sandbox serves it
         self._process: asyncio.Task[ProcessExit] | None = None
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._running = asyncio.Event()
@@ -149,13 +153,15 @@ class MemorySandbox:
     def close(self) -> None:
         self._accept = None
 
-    async def start(self) -> AsyncIterator[bytes]:
+    async def start(self) -> "QueuedOutput":
         self._alive()
         assert self._process is None or self._process.done(), "one process at a time"
         self.started += 1
         self._chunks = asyncio.Queue()
-        self._process = asyncio.get_running_loop().create_task(self._run(self._chunks), name=f"in {self._spec.sandbox}")
-        return _until_none(self._chunks)
+        self._process = asyncio.get_running_loop().create_task(
+            self._run(self._chunks), name=f"in {self._spec.sandbox}", context=self._driver.context()
+        )
+        return QueuedOutput(self._chunks)
 
     async def exited(self) -> ProcessExit:
         process = self._process
@@ -256,7 +262,7 @@ class MemorySandbox:
     def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         if self._accept is None:
             raise ConnectionRefusedError("no Runtime API is served")
-        return connect(protocol, self._accept())
+        return connect(protocol, self._accept(), self._agent.copy())
 
     async def unfrozen(self) -> None:
         await self._running.wait()
@@ -268,9 +274,30 @@ def _error(kind: str, message: str, request_id: str) -> bytes:
     ).encode()
 
 
-async def _until_none(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
-    while (chunk := await queue.get()) is not None:
-        yield chunk
+class QueuedOutput:
+    """driver.Output over a queue; None ends it."""
+
+    def __init__(self, chunks: "asyncio.Queue[bytes | None]") -> None:
+        self._chunks = chunks
+        self._ended = False
+
+    def __aiter__(self) -> "QueuedOutput":
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = None if self._ended else await self._chunks.get()
+        if chunk is None:
+            self._ended = True
+            raise StopAsyncIteration
+        return chunk
+
+    def read_now(self) -> bytes:
+        if self._ended or self._chunks.empty():
+            return b""
+        chunk = self._chunks.get_nowait()
+        if chunk is None:
+            self._chunks.put_nowait(None)  # for whoever iterates
+        return chunk or b""
 
 
 class _Client(asyncio.Protocol):
@@ -308,24 +335,50 @@ class _Client(asyncio.Protocol):
 
 
 class MemoryDriver:
-    """``SandboxDriver`` without an operating system. ``sandboxes`` are those alive, for tests to look at."""
+    """``SandboxDriver`` without an operating system. ``sandboxes`` are those alive, for tests to look at.
+
+    ``on_expired`` is called when the watchdog lost patience: it must end the whole worker, as a spawner would. What
+    isn't the agent's own, sandboxes and the watchdog, runs in a ``context`` of its own.
+    """
 
     def __init__(
         self, *, handlers: Mapping[str, Handler] | None = None, times: MemoryTimes | None = None,
         runtimes: Sequence[str] = ("provided.al2023", "python3.11"),
+        timeout_cap_s: float = 900.0, on_expired: Callable[[], None] = lambda: None,
+        context: Callable[[], contextvars.Context] = contextvars.copy_context,
     ) -> None:
+        self.context = context
         self.handlers = {**HANDLERS, **(handlers or {})}
         self.times = times or MemoryTimes()
         self.sandboxes: dict[str, MemorySandbox] = {}
         self.unpacked: dict[str, int] = {}
         self._runtimes = tuple(sorted(runtimes))
+        self._watchdog = Watchdog(timeout_cap_s=timeout_cap_s)
+        self._alarm: asyncio.TimerHandle | None = None
+        self._on_expired = on_expired
 
     async def start(self) -> None:
         return None
 
     async def close(self) -> None:
+        self._mute()
         for sandbox in list(self.sandboxes.values()):
             await sandbox.destroy()
+
+    def authorise(self, until: float, grace_s: float) -> None:
+        self._watchdog.renew(until, grace_s, self._now())
+        due = self._watchdog.due
+        assert due is not None, "it was renewed above"
+        self._mute()
+        self._alarm = asyncio.get_running_loop().call_at(due, self._on_expired, context=self.context())
+
+    def _mute(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     def runtimes(self) -> Sequence[str]:
         return self._runtimes
@@ -345,6 +398,9 @@ class MemoryDriver:
         return UnpackedCode(sha256=sha256, size_bytes=len(data))
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
+        missing = self._watchdog.missing(self._now())
+        if missing:
+            raise SandboxFault(missing, definite=True)
         if spec.code not in self.unpacked:
             raise CodeMissing(spec.code)
         await asyncio.sleep(self.times.create_s)

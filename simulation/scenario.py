@@ -83,18 +83,20 @@ def archive(handler: str) -> bytes:
     return buffer.getvalue()
 
 
-async def create(region: Region, name: str, handler: str, *, timeout_s: int = 10, memory_mb: int = 128) -> Answer:
+async def create(
+    region: Region, name: str, handler: str, *, timeout_s: int = 10, memory_mb: int = 128, frontend: int = 0
+) -> Answer:
     """CreateFunction, then waits until the function is Active. The answer is the last GetFunctionConfiguration's."""
     body = json.dumps({
         "FunctionName": name, "Runtime": RUNTIME, "Handler": f"app.{handler}", "Role": _ROLE, "Timeout": timeout_s,
         "MemorySize": memory_mb, "Code": {"ZipFile": base64.b64encode(archive(handler)).decode()},
     })
-    created = await region.request("POST", FUNCTIONS, body.encode())
+    created = await region.request("POST", FUNCTIONS, body.encode(), frontend=frontend)
     if created.status != 201:
         return created
     async with asyncio.timeout(_ACTIVE_S):
         while True:
-            answer = await region.request("GET", f"{FUNCTIONS}/{name}/configuration")
+            answer = await region.request("GET", f"{FUNCTIONS}/{name}/configuration", frontend=frontend)
             if answer.status != 200 or answer.json()["State"] == "Active":
                 return answer
             await asyncio.sleep(_POLL_S)

@@ -35,6 +35,11 @@ class Cipher:
         self._header = VERSION + hashlib.sha256(b"labda key id" + key).digest()[:ID_BYTES]
         self._random_bytes = random_bytes
 
+    @property
+    def key_id(self) -> str:
+        """Tells keys apart and gives none away."""
+        return self._header[len(VERSION):].hex()
+
     @classmethod
     def open(cls, key_file: Path) -> "Cipher":
         """The cipher of a key file, which is made at the first start, once, also by several processes at

@@ -61,6 +61,27 @@ class StoreUnavailable(StorageFault):
     code = FaultCode.UNAVAILABLE
 
 
+class StoreFull(StoreUnavailable):
+    """There is no room on the store's disk. Nothing was written; what is there can still be read."""
+
+    code = FaultCode.EXHAUSTED
+
+    def __init__(self, path: str, what: str, remedy: str = "free some space there, or take a larger disk") -> None:
+        super().__init__(f"the disk of {path} is full, {what} was not written: {remedy}")
+
+
+class StoreDenied(StorageFault):
+    """The store doesn't let this process's certificate do that. Nothing was written."""
+
+    code = FaultCode.DENIED
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(
+            f"the store refuses {what} to this process's certificate ({why}): its common name says which service it "
+            "is, and founding says what that service may touch"
+        )
+
+
 class StoreClosed(StorageFault):
     """The store was closed by this process before the work began. Nothing was written."""
 

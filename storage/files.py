@@ -5,17 +5,17 @@ know what a blob holds and who refers to it.
 """
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, TypeVar
 
-from chassis.faults import FaultCode
-from storage.faults import BlobCorrupt, BlobMissing, StoreClosed, StoreUnavailable
+from storage.faults import BlobCorrupt, BlobMissing, StoreClosed, StoreFull, StoreUnavailable
 from storage.interfaces import Blob, check_digest
 
 T = TypeVar("T")
@@ -23,6 +23,7 @@ T = TypeVar("T")
 # What is written or read in one hop to a thread: large enough that hops don't count, small enough to stay fair.
 STEP_BYTES = 1024 * 1024
 INCOMING = "incoming"
+ASIDE = ".aside"       # a blob whose deletion was begun
 
 
 class FileBlobs:
@@ -38,6 +39,8 @@ class FileBlobs:
             _sync_directory(directory)
             _sync_directory(directory.parent)
             _sweep(self._incoming)
+            for aside in _files(directory, f"*{ASIDE}"):
+                _restore(aside)
         except OSError as error:
             raise _unavailable(directory, error) from error
 
@@ -62,10 +65,10 @@ class FileBlobs:
             rest = bytes(waiting)
             await self._in_thread(lambda: write(rest))
             sha256 = digest.hexdigest()
-            await self._in_thread(lambda: self._publish(file, sha256))
+            put_id = await self._in_thread(lambda: self._publish(file, sha256))
         finally:
             await self._in_thread(lambda: _discard(file))
-        return Blob(sha256=sha256, size_bytes=size_bytes)
+        return Blob(sha256=sha256, size_bytes=size_bytes, put_id=put_id)
 
     async def get(self, sha256: str) -> AsyncIterator[bytes]:
         check_digest(sha256)
@@ -98,21 +101,19 @@ class FileBlobs:
         self._check_open()
         return await self._in_thread(self._path(sha256).exists)
 
-    async def delete(self, sha256: str) -> None:
-        check_digest(sha256)
+    async def delete(self, blob: Blob) -> bool:
+        check_digest(blob.sha256)
         self._check_open()
-        path = self._path(sha256)
-
-        def unlink() -> None:
-            path.unlink(missing_ok=True)
-            if path.parent.exists():
-                _sync_directory(path.parent)
-
-        await self._in_thread(unlink)
+        path = self._path(blob.sha256)
+        return await self._in_thread(lambda: _delete(path, blob.put_id))
 
     async def list(self) -> tuple[Blob, ...]:
         self._check_open()
         return await self._in_thread(lambda: _list(self._directory))
+
+    async def sweep(self) -> None:
+        self._check_open()
+        await self._in_thread(lambda: _sweep(self._incoming))
 
     async def close(self) -> None:
         self._closed = True
@@ -120,7 +121,7 @@ class FileBlobs:
     def _path(self, sha256: str) -> Path:
         return self._directory / sha256[:2] / sha256[2:4] / sha256
 
-    def _publish(self, file: IO[bytes], sha256: str) -> None:
+    def _publish(self, file: IO[bytes], sha256: str) -> str:
         file.flush()
         os.fsync(file.fileno())
         path = self._path(sha256)
@@ -129,6 +130,7 @@ class FileBlobs:
         # All three levels, always: another process may have made the directories and not synced them yet.
         for directory in (path.parent, path.parent.parent, self._directory):
             _sync_directory(directory)
+        return _put_id(os.fstat(file.fileno()))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run one step of file work. A cancelled caller waits for the step's end, so that no file is closed under it.
@@ -152,9 +154,9 @@ class FileBlobs:
 
 
 def _unavailable(directory: Path, error: OSError) -> StoreUnavailable:
-    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    code = FaultCode.EXHAUSTED if full else FaultCode.UNAVAILABLE
-    return StoreUnavailable(f"the blob directory {directory} can't be used: {error}", code=code)
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreFull(str(directory), "a blob")
+    return StoreUnavailable(f"the blob directory {directory} can't be used: {error}")
 
 
 def _open_incoming(incoming: Path) -> IO[bytes]:
@@ -170,7 +172,8 @@ def _open_incoming(incoming: Path) -> IO[bytes]:
 def _discard(file: IO[bytes]) -> None:
     """Remove the file where it still lies aside (it was not published)."""
     Path(file.name).unlink(missing_ok=True)
-    file.close()
+    with contextlib.suppress(OSError):  # what closing would still write is of a file that has gone, or was synced
+        file.close()
 
 
 def _sweep(incoming: Path) -> None:
@@ -187,14 +190,52 @@ def _sweep(incoming: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _files(directory: Path, pattern: str) -> Iterator[Path]:
+    return directory.glob(f"[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]/{pattern}")
+
+
 def _list(directory: Path) -> tuple[Blob, ...]:
     found = []
-    for path in directory.glob("[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]/*"):
+    for path in _files(directory, "[0-9a-f]" * 64):
         try:
-            found.append(Blob(sha256=path.name, size_bytes=path.stat().st_size))
+            status = path.stat()
         except FileNotFoundError:
             continue  # deleted meanwhile
+        found.append(Blob(sha256=path.name, size_bytes=status.st_size, put_id=_put_id(status)))
     return tuple(sorted(found, key=lambda blob: blob.sha256))
+
+
+def _put_id(status: os.stat_result) -> str:
+    """Every put makes a file of its own."""
+    return f"{status.st_ino}-{status.st_mtime_ns}"
+
+
+def _delete(path: Path, put_id: str) -> bool:
+    """Moves the file aside before looking at it: another process may put the same bytes between a look and an unlink.
+    """
+    aside = path.with_name(path.name + ASIDE)
+    try:
+        path.rename(aside)
+        old = _put_id(aside.stat()) == put_id
+        if old:
+            aside.unlink()
+    except FileNotFoundError:
+        return False
+    if not old:
+        _restore(aside)
+    _sync_directory(path.parent)
+    return old
+
+
+def _restore(aside: Path) -> None:
+    """Gives a file that was moved aside its name back, unless the bytes were put again."""
+    try:
+        os.link(aside, aside.with_name(aside.name.removesuffix(ASIDE)))
+    except FileExistsError:
+        pass  # the same bytes, newer
+    except FileNotFoundError:
+        return  # another process was faster
+    aside.unlink(missing_ok=True)
 
 
 def _sync_directory(path: Path) -> None:

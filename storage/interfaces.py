@@ -6,7 +6,7 @@ them). Refuses to know what is in a value, how it is kept, and who calls.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -120,10 +120,14 @@ class MetadataStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """What was put: its digest (64 lower-case hexadecimal digits) and size."""
+    """What was put: its digest (64 lower-case hexadecimal digits) and size.
+
+    `put_id` is another one after each time that the bytes were put; equality is that of the content.
+    """
 
     sha256: str
     size_bytes: int
+    put_id: str = field(default="", compare=False)
 
 
 class BlobStore(Protocol):
@@ -147,12 +151,16 @@ class BlobStore(Protocol):
         """Whether the blob is there; its bytes are not read."""
         ...
 
-    async def delete(self, sha256: str) -> None:
-        """Forget the blob; nothing happens when it is not there."""
+    async def delete(self, blob: Blob) -> bool:
+        """Forget the blob unless it was put again since `blob` was listed; whether it was forgotten."""
         ...
 
     async def list(self) -> tuple[Blob, ...]:
         """All blobs, by digest."""
+        ...
+
+    async def sweep(self) -> None:
+        """Remove what puts left behind whose process crashed. Several processes may sweep at once."""
         ...
 
     async def close(self) -> None:

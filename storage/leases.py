@@ -5,6 +5,7 @@ clock, and how metadata is kept: the compare-and-swap of the store below makes c
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from storage.faults import Conflict, StaleLease
@@ -66,6 +67,17 @@ class MetadataLeases:
         return await self._metadata.put(LEADERSHIP, _encode(asdict(leadership)), expected=expected)
 
 
+def raised_lease(known: Sequence[bytes], by: int) -> bytes:
+    """Records of one worker as a tombstone: nobody holds it, and the next number is above them all and `by` more."""
+    return _encode({"fence": max(map(_fence_of, known)) + by})
+
+
+def raised_leadership(known: Sequence[bytes], by: int) -> bytes:
+    """Records of leadership as one that is over, of a term that nobody had."""
+    highest = max(int(json.loads(value)["term"]) for value in known)
+    return _encode(asdict(Leadership(holder="", term=highest + by, renewed_until=0.0)))
+
+
 def _check_lease(record: LeaseRecord, lease: Stored[LeaseRecord] | None, fence: int) -> None:
     """Invariant 9: at most one manager per lease number, and numbers strictly increase."""
     subject = LEASES + record.worker
@@ -89,7 +101,11 @@ def _lease(found: Record | None) -> Stored[LeaseRecord] | None:
 
 
 def _fence(found: Record | None) -> int:
-    fields = json.loads(found.value) if found else {}
+    return _fence_of(found.value) if found else 0
+
+
+def _fence_of(value: bytes) -> int:
+    fields = json.loads(value)
     return int(fields.get("fence", fields.get("number", 0)))
 
 

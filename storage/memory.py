@@ -163,6 +163,8 @@ class MemoryBlobs:
     def __init__(self, *, chunk_bytes: int = 256 * 1024) -> None:
         self._chunk_bytes = chunk_bytes
         self._blobs: dict[str, bytes] = {}
+        self._puts: dict[str, int] = {}     # the number of each blob's last put
+        self._count = 0
         self._closed = False
 
     async def put(self, chunks: AsyncIterable[bytes]) -> Blob:
@@ -170,7 +172,9 @@ class MemoryBlobs:
         content = b"".join([chunk async for chunk in chunks])
         sha256 = hashlib.sha256(content).hexdigest()
         self._blobs[sha256] = content
-        return Blob(sha256=sha256, size_bytes=len(content))
+        self._count += 1
+        self._puts[sha256] = self._count
+        return self._blob(sha256)
 
     async def get(self, sha256: str) -> AsyncIterator[bytes]:
         check_digest(sha256)
@@ -189,17 +193,26 @@ class MemoryBlobs:
         self._check_open()
         return sha256 in self._blobs
 
-    async def delete(self, sha256: str) -> None:
-        check_digest(sha256)
+    async def delete(self, blob: Blob) -> bool:
+        check_digest(blob.sha256)
         self._check_open()
-        self._blobs.pop(sha256, None)
+        if blob.sha256 not in self._blobs or self._blob(blob.sha256).put_id != blob.put_id:
+            return False
+        del self._blobs[blob.sha256], self._puts[blob.sha256]
+        return True
 
     async def list(self) -> tuple[Blob, ...]:
         self._check_open()
-        return tuple(Blob(sha256=name, size_bytes=len(self._blobs[name])) for name in sorted(self._blobs))
+        return tuple(self._blob(name) for name in sorted(self._blobs))
+
+    async def sweep(self) -> None:
+        """Nothing outlives a process here."""
 
     async def close(self) -> None:
         self._closed = True
+
+    def _blob(self, sha256: str) -> Blob:
+        return Blob(sha256=sha256, size_bytes=len(self._blobs[sha256]), put_id=str(self._puts[sha256]))
 
     def damage(self, sha256: str) -> None:
         """Flip a bit of a stored blob, as a bad disk does; the blob must not be empty."""

@@ -6,13 +6,16 @@ system: SQLite's locks and shared memory don't work over a network.
 """
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from chassis.beat import until_beat
 from chassis.clock import Clock
 from storage.faults import Conflict, StoreClosed, StoreUnavailable, WatchGap
 from storage.interfaces import (
@@ -35,9 +38,9 @@ WATCH_PAGE_CHANGES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqliteSettings:
-    poll_s: float = 0.025         # how often a watch looks for other processes' changes while there are some
-    poll_quiet_s: float = 0.1     # the same once nothing has changed for a while
-    quiet_polls: int = 8          # polls without a change after which it is quiet
+    poll_s: float = 0.04          # how often a watch looks for other processes' changes while there are some
+    poll_quiet_s: float = 0.25    # the same once nothing has changed for a while
+    quiet_polls: int = 4          # polls without a change after which it is quiet
     answer_s: float = 5.0         # a write that takes longer is unavailable or unknown
     log_changes_max: int = 4096   # changes kept for watches; one that is further behind has to list again
 
@@ -88,7 +91,7 @@ class SqliteMetadata:
     async def watch(self, prefix: str, *, after: int) -> AsyncIterator[Change]:
         check_prefix(prefix)
         position = after
-        with self._news.watched():
+        with self._news.watched(prefix):
             while True:
                 # Taken before reading: a change after the reading sets this very event.
                 news = self._news.next
@@ -122,7 +125,7 @@ class SqliteMetadata:
         try:
             return await self._writer.order(key, work)
         finally:
-            self._news.nudge()
+            self._news.look()
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one snapshot, on the reader's thread: a cold page must not stall the event loop."""
@@ -135,81 +138,84 @@ class SqliteMetadata:
 
 
 class _News:
-    """Notices commits, by this process at once and by others by polling, while somebody watches.
+    """Notices changes that somebody watches for: this process's at once, those of others by polling.
 
     The poll runs on the event loop itself: `PRAGMA data_version` reads shared memory only (microseconds), a
-    hop to a thread at every poll would cost more than everything else that an idle process does.
+    hop to a thread at every poll would cost more than everything else that an idle process does. So does the
+    look at what a commit changed, at the end of the log: most are renewals that nobody watches for.
     """
 
     def __init__(self, connection: sqlite3.Connection, settings: SqliteSettings) -> None:
         self.next = asyncio.Event()
         self._connection = connection
         self._settings = settings
-        self._watches = 0
+        self._watched: Counter[str] = Counter()     # prefixes
         self._version: int | None = None
+        self._looked = 0        # revision up to which every change was looked at
+        self._nudged = 0        # and up to which every watch will have read
         self._unchanged = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def watched(self) -> "_Watched":
-        return _Watched(self)
-
-    def nudge(self) -> None:
-        self.next.set()
-        self.next = asyncio.Event()
-
-    def join(self) -> None:
-        self._watches += 1
+    @contextlib.contextmanager
+    def watched(self, prefix: str) -> Iterator[None]:
+        """Counts one watch for as long as it runs."""
+        self._watched[prefix] += 1
+        # A watch reads before it waits: what was committed before now needs no notice.
         if self._timer is None and not self._closed:
             self._poll()
-
-    def leave(self) -> None:
-        self._watches -= 1
-        if self._watches == 0 and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        try:
+            yield
+        finally:
+            self._watched[prefix] -= 1
+            self._watched += Counter()      # drops those that nobody watches any more
+            if not self._watched and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def close(self) -> None:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.nudge()
+        self._nudge()
         self._connection.close()
 
-    def _poll(self) -> None:
-        version = self._data_version()
-        if version is None or version != self._version:
-            self._version = version
-            self._unchanged = 0
-            self.nudge()
-        else:
-            self._unchanged += 1
-        quiet = self._unchanged >= self._settings.quiet_polls
-        pause_s = self._settings.poll_quiet_s if quiet else self._settings.poll_s
-        self._timer = asyncio.get_running_loop().call_later(pause_s, self._poll)
+    def look(self) -> bool:
+        """Whether there was something new; the watches are told."""
+        if self._closed or not self._changed():
+            return False
+        self._nudge()
+        return True
 
-    def _data_version(self) -> int | None:
-        """SQLite's number that changes when another connection committed; None when it can't be had now."""
+    def _nudge(self) -> None:
+        self._nudged = self._looked
+        self.next.set()
+        self.next = asyncio.Event()
+
+    def _poll(self) -> None:
+        self._unchanged = 0 if self.look() else self._unchanged + 1
+        quiet = self._unchanged >= self._settings.quiet_polls
+        loop = asyncio.get_running_loop()
+        pause_s = until_beat(loop.time(), self._settings.poll_quiet_s) if quiet else self._settings.poll_s
+        self._timer = loop.call_later(pause_s, self._poll)
+
+    def _changed(self) -> bool:
         try:
+            # SQLite's number that changes when another connection committed.
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            if version == self._version:
+                return False
+            after = self._looked
+            (self._looked,) = self._connection.execute("SELECT revision FROM store").fetchone()
+            self._version = version
+            # A watch that nothing wakes would fall behind the log's end.
+            return self._looked - self._nudged > self._settings.log_changes_max // 2 or any(
+                _is_changed(self._connection, prefix, after) for prefix in self._watched
+            )
         except sqlite3.Error:
             # The watches look for themselves then, and report what is wrong with the file.
-            return None
-        return int(version)
-
-
-class _Watched:
-    """Counts one watch for as long as it runs."""
-
-    def __init__(self, news: _News) -> None:
-        self._news = news
-
-    def __enter__(self) -> None:
-        self._news.join()
-
-    def __exit__(self, *_: object) -> None:
-        self._news.leave()
+            return True
 
 
 def _snapshot(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -254,6 +260,12 @@ def _changes(db: sqlite3.Connection, prefix: str, after: int) -> tuple[tuple[Cha
     ).fetchall()
     page = tuple(Change(key=key, value=value, revision=changed) for key, value, changed in rows)
     return page, page[-1].revision if len(page) == WATCH_PAGE_CHANGES else revision
+
+
+def _is_changed(db: sqlite3.Connection, prefix: str, after: int) -> bool:
+    return db.execute(
+        "SELECT 1 FROM changes WHERE revision > ? AND key >= ? AND key < ? LIMIT 1", (after, *_range(prefix))
+    ).fetchone() is not None
 
 
 def _put(db: sqlite3.Connection, key: str, value: bytes, expected: int | None, keep: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from storage.faults import NewerSchema, StoreUnavailable
 
 SCHEMA_VERSION = 1
+METADATA_FILE = "metadata.sqlite3"
 
 
 def connect(path: Path, *, busy_s: float) -> sqlite3.Connection:

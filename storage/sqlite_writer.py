@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from chassis.faults import FaultCode
-from storage.faults import OutcomeUnknown, StorageFault, StoreClosed, StoreUnavailable
+from storage.faults import OutcomeUnknown, StorageFault, StoreClosed, StoreFull, StoreUnavailable
 from storage.sqlite_file import check_version, connect
 
 T = TypeVar("T")
@@ -186,8 +185,11 @@ class Writer:
         try:
             self.connection.execute("COMMIT")
         except sqlite3.Error as error:
+            # A full disk cut the log short before the mark of the commit: what is there of it is no transaction.
+            full = _is_full(error)
             for order in begun:
-                order.fail(OutcomeUnknown(order.key, f"the commit failed: {error}"))
+                unknown = OutcomeUnknown(order.key, f"the commit failed: {error}")
+                order.fail(StoreFull(str(self._path), order.key) if full else unknown)
             self._roll_back()
 
     def _abandon(self, orders: list[_Order[object]], error: Exception) -> None:
@@ -196,9 +198,8 @@ class Writer:
             if isinstance(error, StorageFault):
                 order.fail(error)
             elif isinstance(error, sqlite3.Error):
-                full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-                code = FaultCode.EXHAUSTED if full else FaultCode.UNAVAILABLE
-                order.fail(StoreUnavailable(f"{self._path} can't be written: {error}", code=code))
+                away = StoreUnavailable(f"{self._path} can't be written: {error}")
+                order.fail(StoreFull(str(self._path), order.key) if _is_full(error) else away)
             else:
                 order.fail(error)
 
@@ -207,3 +208,7 @@ class Writer:
             # What can't be rolled back now makes the next BEGIN fail, which comes here again.
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL

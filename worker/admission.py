@@ -26,7 +26,7 @@ class Barred:
     """Invocation ids that must never start here: refused ones, and those that started once.
 
     "For good" needs no endless table: a Start can reach this worker only while the stream that carries it lives, and a
-    stream whose peer is silent for about 1.5 s is cut, so that what was sent arrives within seconds or never. Ids are
+    stream whose peer is silent for about 3.5 s is cut, so that what was sent arrives within seconds or never. Ids are
     kept ``keep_s`` (far above that), and at most ``limit`` of them: past it the oldest go first.
     """
 
@@ -56,10 +56,10 @@ class Authority:
     def __init__(self) -> None:
         self.joined = False
         self.evicted = False
-        self._until = float("-inf")
+        self.until = float("-inf")
 
     def renew(self, until: float) -> None:
-        self._until = max(self._until, until)
+        self.until = max(self.until, until)
 
     def missing(self, now: float) -> str:
         """Why nothing may start; empty when it may."""
@@ -67,6 +67,6 @@ class Authority:
             return "counting evicted this incarnation of the worker"
         if not self.joined:
             return "this worker has not joined counting yet: it doesn't know the fences"
-        if now >= self._until:
+        if now >= self.until:
             return "no member of counting renewed this worker's authority in time"
         return ""

@@ -6,7 +6,7 @@ parses nothing (edges), and holds no privileges (the driver's spawner does).
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
@@ -21,6 +21,7 @@ from worker.core import WorkerCore
 from worker.invocation import InvocationOrder
 from worker.invoke_stream import InvokeStream, StreamReply
 from worker.logs import FunctionLogs
+from worker.recording import Recording
 from worker.sandbox.driver import SandboxDriver
 from worker.sandbox_life import Code, SandboxLife
 from worker.timing import Timing
@@ -55,8 +56,10 @@ class Agent:
     def __init__(
         self, core: WorkerCore, *, driver: SandboxDriver, logs: FunctionLogs, timing: Timing, rng: random.Random,
         clock: Clock, tasks: Tasks, log_bytes_per_invocation: int, end_process: Callable[[], None],
-        trace: Trace | None = None, check: bool = False,
+        trace: Trace | None = None, check: bool = False, parameters: Mapping[str, object] | None = None,
+        observe: Callable[[m.Event, Sequence[m.Effect]], None] | None = None,
     ) -> None:
+        """``parameters``: what the core was made of, for its trace."""
         self.core = core
         self.lives: dict[str, SandboxLife] = {}
         self.drained = asyncio.Event()
@@ -72,13 +75,14 @@ class Agent:
         self._under: dict[str, _Under] = {}
         self._asked: dict[tuple[int, str], _Under] = {}     # while the core decides
         self._streams: dict[int, InvokeStream] = {}
+        self._recording = Recording(trace, clock) if trace is not None else None
         self._stream_of: dict[str, InvokeStream] = {}       # a frontend's newest
         self._managers: dict[int, Callable[[m.TellManager], None]] = {}
         self._code: Code | None = None
         self._counting: Counting | None = None
         self._load: Callable[[m.LoadChanged], None] = lambda _: None
         self._machine: Driver[m.Event, m.Effect] = Driver(
-            core, clock=clock, perform=self._perform, trace=trace, check=check
+            core, clock=clock, perform=self._perform, trace=trace, check=check, observe=observe, parameters=parameters
         )
         self.feed = self._machine.feed
 
@@ -120,13 +124,16 @@ class Agent:
         life = self.lives.get(start.reservation.sandbox)
         order = InvocationOrder(
             invocation=invocation, account=start.function.account, function=start.function.function,
-            version=start.function.version, timeout_s=float(life.order.settings.timeout_s) if life else 0.0,
+            version=start.function.version,
+            timeout_s=min(float(life.order.settings.timeout_s), self.core.run_cap_s) if life else 0.0,
             payload=payload, invoked_arn=start.invoked_arn, trace_id=start.trace_id,
             client_context=start.client_context, cognito_identity=start.cognito_identity, log_tail=start.log_tail,
             streaming=start.streaming, accepted_at=now,
         )
+        recording = self._recording
+        reply = StreamReply(stream, invocation) if recording is None else recording.reply(stream, invocation, payload)
         key = (stream.number, invocation)
-        self._asked[key] = _Under(order, StreamReply(stream, invocation), stream.frontend)
+        self._asked[key] = _Under(order, reply, stream.frontend)
         self.feed(start_event(invocation, start, stream=stream.number, now=now))
         self._asked.pop(key, None)
 
@@ -162,6 +169,8 @@ class Agent:
                 self._counting.acknowledge(effect)
             case m.ReportEnd():
                 self._counting.report_end(effect)
+            case m.Authorise():
+                self._driver.authorise(effect.until, effect.grace_s)
             case m.LoadChanged():
                 self._load(effect)
             case m.LeaveCounting():

@@ -14,15 +14,18 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from chassis import process
+from chassis import metrics_server, process
 from chassis.certificates import Tls
-from chassis.clock import SystemClock
-from chassis.config import parse
+from chassis.clock import Clock, SystemClock
+from chassis.config import NodeConfig, parse
+from chassis.credentials import Credentials
+from chassis.enrolment import Given, credentials_of
 from chassis.faults import Fault
+from chassis.framed_network import FramedNetwork
 from chassis.grpc_network import GrpcNetwork
-from chassis.machine import Trace
+from chassis.machine import trace_to
 from worker.config import WorkerConfig
 from worker.logs import RotatedFiles
 from worker.sandbox.native import NativeDriver
@@ -45,10 +48,9 @@ def main() -> int:
     except (Fault, OSError) as error:
         sys.stderr.write(f"worker: {error}\n")
         return 1
-    tls = Tls(**{name: pem.encode() for name, pem in handover["tls"].items()})
     trace = None
     if options.trace_fd is not None:
-        trace = Trace(os.fdopen(options.trace_fd, "a", buffering=1), settings.node.node)
+        trace = trace_to(options.trace_fd, settings.node.node)
 
     def scratch() -> BinaryIO:
         return cast("BinaryIO", tempfile.TemporaryFile(dir=folder / "scratch"))
@@ -56,15 +58,30 @@ def main() -> int:
     async def start() -> WorkerService:
         # Here, because the driver belongs to the process's event loop.
         driver = NativeDriver(socket.socket(fileno=options.channel_fd))
+        clock, rng = SystemClock(), random.SystemRandom()
+        credentials = await credentials_handed(settings.node, handover, clock, rng)
+        network = GrpcNetwork(credentials, health_socket=settings.node.health_socket)
         service = WorkerService(
-            settings, network=GrpcNetwork(tls), driver=driver, clock=SystemClock(), rng=random.SystemRandom(),
+            settings, network=network, streams=FramedNetwork(credentials), driver=driver,
+            clock=clock, rng=rng,
             log_files=RotatedFiles(folder / "logs", file_bytes_max=settings.log_file_bytes_max), scratch=scratch,
             end_process=lambda: signal.raise_signal(signal.SIGTERM), trace=trace,
+            metrics=await metrics_server.serve(settings.node, clock, credentials),
             pid=os.getppid(),  # a worker is known by its spawner, which is the process that a supervisor sees
         )
         return await service.start()
 
     return process.run(settings.node, start)
+
+
+async def credentials_handed(
+    node: NodeConfig, handover: dict[str, Any], clock: Clock, rng: random.Random
+) -> Credentials:
+    """From what the spawner read. A certificate of its own the agent gets, keeps and renews by itself. Raises Fault."""
+    if node.enrolment is None:
+        return Credentials.fixed(Tls(**{name: pem.encode() for name, pem in handover["tls"].items()}))
+    given = Given(authority=handover["authority"].encode(), token=handover["token"])
+    return await credentials_of(node, clock, rng, given=given)
 
 
 if __name__ == "__main__":

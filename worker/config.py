@@ -14,6 +14,7 @@ class WorkerConfig:
     memory_mb: int                          # for all sandboxes together
     state_dir: str                          # code cache, images of /tmp, function logs
     runtimes_dir: str                       # what deploy/make_runtimes.py built
+    invoke_listen: str = ""                 # host:port of the Invoke streams; empty: node.listen's host, any free port
     name: str = ""                          # of its control groups, unique on this machine; empty: the node's
     uid_base: int = 200_000                 # first host uid of sandboxes; workers of one machine need disjoint ranges
     agent_uid: int = 64_000                 # the agent's user and group, without privileges
@@ -22,7 +23,7 @@ class WorkerConfig:
     timeout_cap_s: int = 900                # the longest function timeout that is enforced here; declared to counting
     init_s: float = 10.0                    # limit of init on demand
     freeze_after_s: float = 0.02            # idle for this long, then frozen
-    renew_s: float = 5.0                    # between renewals of the authority to start
+    renew_s: float = 5.0                    # between renewals of the authority; sooner if counting gives a short one
     log_bytes_per_invocation: int = 16 << 20
     log_file_bytes_max: int = 8 << 20       # per function, twice
 
@@ -34,11 +35,17 @@ class WorkerConfig:
         if not 1 <= self.timeout_cap_s <= 900:
             raise ValueError(f"timeout_cap_s is {self.timeout_cap_s}, allowed are 1 to 900")
         if not 0 < self.renew_s <= 30:
-            raise ValueError(f"renew_s is {self.renew_s}: authority lasts 120 s, renew every 30 s at the latest")
+            raise ValueError(f"renew_s is {self.renew_s}: renew every 30 s at the latest")
         if not self.counting:
             raise ValueError("counting is empty: name at least one member of the ledger")
         if not 1 <= self.sandboxes_max <= 10_000:
             raise ValueError(f"sandboxes_max is {self.sandboxes_max}, allowed are 1 to 10000")
+        enrolment = self.node.enrolment
+        if enrolment is not None and not enrolment.directory.startswith(f"{self.state_dir}/agent/"):
+            raise ValueError(
+                f"node.enrolment.directory is {enrolment.directory!r}, it must lie in {self.state_dir}/agent: the "
+                "agent has no right to write elsewhere"
+            )
         for name in ("state_dir", "runtimes_dir"):
             if not getattr(self, name).startswith("/"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, an absolute path is needed")

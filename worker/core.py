@@ -28,6 +28,7 @@ class WorkerCore:
         self.lease = 0                            # the highest number seen
         self.manager = ""
         self.lease_deadline = float("-inf")       # own view of the lease's hard end, never later than the real one
+        self.run_cap_s = float("inf")             # of what starts under this lease, whatever the function's timeout
         self.fences = Fences()
         self.authority = Authority()
         self.barred = Barred(keep_s=bar_s, limit=bars_max)
@@ -63,7 +64,7 @@ class WorkerCore:
             case m.SandboxBuilt() | m.InitDone() | m.ResetBegun() | m.BuildFailed():
                 self._progress(event, now)
             case m.SandboxBroken():
-                self._retire(self.slots[event.sandbox], event, event.reason, now)
+                self._retire(self.slots[event.sandbox], event, event.reason, now, asked=False)
             case m.SandboxGone():
                 self._gone(event, now)
             case m.Joined() | m.Fenced() | m.AuthorityRenewed() | m.EndApplied() | m.Evicted():
@@ -84,7 +85,7 @@ class WorkerCore:
             return
         slot = self.slots[event.sandbox]
         slot.step(event, now)
-        slot.sequence = event.sequence
+        slot.sequence = slot.started = event.sequence
         slot.invocation, slot.block, slot.stream = event.invocation, event.block, event.stream
         slot.served.add(event.function)
         self.runs[event.invocation] = slot
@@ -158,10 +159,14 @@ class WorkerCore:
         if event.lease <= self.lease and not again:
             self._stale(event.link, event.lease, event.cause)
             return
+        former = (self._link, self.lease) if self._link and not again else None
         if not again:
             self._lease_draining = self._returning = False
         self.lease, self.manager, self._link = event.lease, event.manager, event.link
+        if former is not None and former[0] != event.link:
+            self._stale(*former, event.cause)   # it may not know, and would lend what is refused here
         self.lease_deadline = now + event.lasts_s - min(self._lease_margin_s, event.lasts_s / 10)
+        self.run_cap_s = event.timeout_cap_s
         inventory = m.Inventory(
             sandboxes=tuple(slot.status() for slot in self.slots.values()), memory_mb=self.memory_mb,
             memory_free_mb=self.memory_free_mb,
@@ -187,7 +192,7 @@ class WorkerCore:
                 self._lease_draining = True
             case m.Return():
                 self._lease_draining = self._returning = True
-                self._retire_all("the lease is over", event.cause, now)
+                self._retire_all("the lease is over", event.cause, now, asked=True)
                 self._returned_if_empty(event.cause)
             case _:
                 assert_never(event)
@@ -235,6 +240,10 @@ class WorkerCore:
         if slot is None:
             self._tell(m.Gone(sandbox=event.sandbox, reason="no such sandbox here"), event.cause)
             return
+        if event.used and (slot.running or slot.started < event.used):
+            kept = m.Raised(sandbox=slot.sandbox, sequence=event.sequence, busy=slot.running, kept=True)
+            self._tell(kept, event.cause)
+            return
         slot.sequence = max(slot.sequence, event.sequence)
         self._tell(m.Raised(sandbox=slot.sandbox, sequence=slot.sequence, busy=slot.running), event.cause)
 
@@ -251,17 +260,22 @@ class WorkerCore:
             )
             self._remove(slot, news, event.cause)
 
-    def _retire(self, slot: Slot, event: m.Destroy | m.SandboxBroken, reason: str, now: float) -> None:
-        """No more starts; what runs finishes (invariant 12), then the sandbox goes."""
+    def _retire(
+        self, slot: Slot, event: m.Destroy | m.SandboxBroken, reason: str, now: float, *, asked: bool = True
+    ) -> None:
+        """No more starts; what runs finishes (invariant 12), then the sandbox goes. ``asked``: the manager knows."""
         slot.step(event, now)
         slot.reason = slot.reason or reason
         if not slot.running:
+            if not asked and not slot.destroying:
+                # Now, and once more when it has gone: until then the manager would offer it, and starts be refused.
+                self._tell(m.Gone(sandbox=slot.sandbox, reason=slot.reason), event.cause)
             self._destroy(slot, event.cause)
 
-    def _retire_all(self, reason: str, cause: str, now: float) -> None:
+    def _retire_all(self, reason: str, cause: str, now: float, *, asked: bool) -> None:
         for slot in self.slots.values():
             order = m.Destroy(link=self._link, lease=self.lease, sandbox=slot.sandbox, reason=reason, cause=cause)
-            self._retire(slot, order, reason, now)
+            self._retire(slot, order, reason, now, asked=asked)
 
     def _destroy(self, slot: Slot, cause: str) -> None:
         if not slot.destroying:
@@ -304,6 +318,7 @@ class WorkerCore:
                 ))
             case m.AuthorityRenewed():
                 self.authority.renew(event.until)
+                self._do(m.Authorise(until=event.until, grace_s=event.grace_s, cause=event.cause))
             case m.EndApplied():
                 self._unapplied_ends.pop(event.invocation, None)
             case m.Evicted():
@@ -324,7 +339,7 @@ class WorkerCore:
         if self.draining:
             return
         self.draining = True
-        self._retire_all("the worker ends", event.cause, now)
+        self._retire_all("the worker ends", event.cause, now, asked=False)
         self._leave_if_quiet(event.cause)
         if not self.slots:
             self._do(m.Drained(cause=event.cause))
@@ -335,6 +350,11 @@ class WorkerCore:
             self._do(m.LeaveCounting(cause=cause))
 
     # ------------------------------------------------------------ small
+
+    @property
+    def memory_idle_mb(self) -> int:
+        """Of sandboxes that nothing runs on."""
+        return sum(slot.memory_mb for slot in self.slots.values() if slot.state is SlotState.IDLE)
 
     @property
     def memory_free_mb(self) -> int:

@@ -22,7 +22,6 @@ class FunctionOutput:
         self._tail = bytearray()
         self._left_bytes = budget_bytes
         self._dropped_bytes = 0
-        self.received_bytes = 0
 
     @property
     def exhausted(self) -> bool:
@@ -37,7 +36,6 @@ class FunctionOutput:
 
     def feed(self, data: bytes) -> None:
         """Bytes that the runtime printed."""
-        self.received_bytes += len(data)
         if len(data) > self._left_bytes:
             self._dropped_bytes += len(data) - self._left_bytes
             data = data[: self._left_bytes]

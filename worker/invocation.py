@@ -33,6 +33,8 @@ from worker.timing import Timing
 
 _log = structlog.get_logger(__name__)
 
+_ORDINARY = frozenset({"success", "error"})     # error: the handler's own exception
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvocationOrder:
@@ -164,7 +166,7 @@ async def invoke(
 
     outcome = await _end(env, order, outcome, began, feed)
     ran_s = _capped(clock.monotonic() - began, order, outcome)
-    await process.settle_output()
+    process.settle_output()
     output.finish()
     env.peak_mb = await _peak_mb(env)
     report = Report(
@@ -329,7 +331,9 @@ def _result(
 def _tell(
     env: Environment, order: InvocationOrder, outcome: Outcome, ran_s: float, began: float, *, cold: bool
 ) -> None:
-    """The canonical line."""
+    """The worker's own line: of what did not simply run. The canonical one, of each invocation, is the frontend's."""
+    if outcome.status in _ORDINARY and outcome.reported in _ORDINARY:
+        return
     phases: dict[str, float] = {}
     if cold:
         known = env.phases

@@ -6,6 +6,7 @@ invocation: what doesn't fit is dropped and counted. Files are written off the l
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import structlog
 
 from chassis.process import Tasks
 
-FLUSH_S = 0.05
+FLUSH_S = 0.2     # a crash of this process loses what it has not written
 BUFFER_LINES_MAX = 100_000
 FOLLOWER_LINES_MAX = 10_000
 
@@ -57,10 +58,17 @@ class RotatedFiles:
             folder.mkdir(parents=True, exist_ok=True)
             self._make_room()
         current = folder / "current.ndjson"
-        if current.exists() and current.stat().st_size + len(data) > self._file_bytes_max:
+        size = current.stat().st_size if current.exists() else 0
+        if size + len(data) > self._file_bytes_max:
             current.replace(folder / "previous.ndjson")
-        with current.open("ab") as file:
-            file.write(data)
+            size = 0
+        try:
+            with current.open("ab") as file:
+                file.write(data)
+        except OSError:
+            if current.exists():
+                os.truncate(current, size)  # half a line would spoil the next one
+            raise
 
     def read(self, key: Key) -> bytes:
         folder = self._of(key)

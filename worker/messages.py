@@ -109,12 +109,16 @@ class Refusal(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt:
-    """A manager takes this worker over. ``lasts_s``: the lease's hard end, from the order's sending."""
+    """A manager takes this worker over. ``lasts_s``: the lease's hard end, from the order's sending.
+
+    ``timeout_cap_s``: how long a run under this lease may take, so that draining never has to kill one.
+    """
 
     link: int
     manager: str
     lease: int
     lasts_s: float
+    timeout_cap_s: float = float("inf")
     cause: str = ""
 
 
@@ -142,10 +146,13 @@ class Destroy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raise:
+    """``used``: only if nothing runs and something ran under this sequence; 0: in any case."""
+
     link: int
     lease: int
     sandbox: str
     sequence: int
+    used: int = 0
     cause: str = ""
 
 
@@ -297,9 +304,10 @@ class Fenced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityRenewed:
-    """``until``: monotonic, counted from when this worker sent the renewal."""
+    """``until``: monotonic, counted from when this worker sent the renewal. ``grace_s``: for the watchdog."""
 
     until: float
+    grace_s: float = 30.0
     cause: str = ""
 
 
@@ -399,6 +407,7 @@ class Raised:
     sandbox: str
     sequence: int
     busy: bool
+    kept: bool = False      # nothing was raised: it runs, or has yet to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -485,6 +494,15 @@ class ReportEnd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Authorise:
+    """Who watches over the sandboxes hears of every renewal: when none comes, it destroys them without being asked."""
+
+    until: float
+    grace_s: float
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadChanged:
     memory_free_mb: int
     sandboxes: int
@@ -515,5 +533,5 @@ class EndProcess:
 
 Effect = (
     TellManager | BuildSandbox | DestroySandbox | StartInvocation | RefuseStart | TellEnd | AcknowledgeFence | ReportEnd
-    | LoadChanged | LeaveCounting | Drained | EndProcess
+    | Authorise | LoadChanged | LeaveCounting | Drained | EndProcess
 )

@@ -5,6 +5,7 @@ directory; the ledger's members are seeds.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
@@ -23,6 +24,8 @@ COMMAND_VERSION = 1
 REDIAL_S = 0.2
 REJOIN_S = 0.3          # between questions for the leader
 SILENT_S = 2.0          # a leader that doesn't answer a renewal this long may have lost its quorum
+RENEWALS_PER_AUTHORITY = 4      # at least: some may be lost, and a new leader takes a while
+GRACE_S = 30.0          # of a member of a release that didn't say it
 FETCH_S = 30.0
 
 _Message = counting_pb2.WorkerMessage
@@ -44,6 +47,7 @@ class CountingLinks:
         self._incarnation = incarnation
         self._timeout_cap_s = timeout_cap_s
         self._renew_s = renew_s
+        self._authority_s = math.inf    # what the newest renewal gave
         self._tasks = tasks
         self._feed = feed
         self._running = running
@@ -125,9 +129,13 @@ class CountingLinks:
                 self._feed(m.Fenced(link=link, session=session(answer.fence.session), cause="fence"))
             case "renewed":
                 self._unanswered_since = None
+                self._authority_s = answer.renewed.authority_s
                 sent = self._sent.pop(answer.renewed.number, None)
                 if sent is not None:
-                    self._feed(m.AuthorityRenewed(until=sent + answer.renewed.authority_s, cause="renewal"))
+                    self._feed(m.AuthorityRenewed(
+                        until=sent + answer.renewed.authority_s, cause="renewal",
+                        grace_s=answer.renewed.grace_s or GRACE_S,
+                    ))
             case "end_applied":
                 self._feed(m.EndApplied(invocation=answer.end_applied.invocation, cause="counting"))
             case "evicted":
@@ -166,7 +174,7 @@ class CountingLinks:
                 for link in list(self._outboxes):
                     self._join(link)
                 self._unanswered_since = None
-            elif now - renewed >= self._renew_s:
+            elif now - renewed >= min(self._renew_s, self._authority_s / RENEWALS_PER_AUTHORITY):
                 renewed = now
                 self._renew()
 

@@ -114,7 +114,7 @@ class SandboxLife:
         )
         ready = init.outcome is InitOutcome.READY
         if not ready or not order.on_demand:
-            await process.settle_output()
+            process.settle_output()
             self._output.finish()
             self._output.say(self._lines.init_report(
                 clock.wall(), duration_ms=init.duration_ms, phase="init", status=init.status,

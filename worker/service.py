@@ -16,8 +16,9 @@ from chassis.clock import Clock
 from chassis.directory import Directory
 from chassis.faults import Fault
 from chassis.machine import Trace
+from chassis.metrics import Metrics
 from chassis.process import Tasks
-from chassis.rpc import Caller, Handlers, Network, Outbox, Server, converse
+from chassis.rpc import Caller, Handlers, Network, Outbox, Server, StreamNetwork, converse
 from protos import placement_pb2, worker_pb2, worker_rpc
 from worker import messages as m
 from worker.agent import Agent
@@ -26,6 +27,8 @@ from worker.config import WorkerConfig
 from worker.core import WorkerCore
 from worker.invoke_stream import InvokeStream
 from worker.logs import FunctionLogs, LogFiles
+from worker.metrics import measure, measure_code
+from worker.news import News
 from worker.peers import CodeFrontends, CountingLinks
 from worker.sandbox.driver import SandboxDriver
 from worker.timing import Timing
@@ -47,14 +50,17 @@ class WorkerService:
     """
 
     def __init__(
-        self, config: WorkerConfig, *, network: Network, driver: SandboxDriver, clock: Clock, rng: random.Random,
+        self, config: WorkerConfig, *, network: Network, streams: StreamNetwork, driver: SandboxDriver, clock: Clock,
+        rng: random.Random,
         log_files: LogFiles, scratch: ScratchFiles, end_process: Callable[[], None],
-        pid: int = 0, trace: Trace | None = None,
+        pid: int = 0, trace: Trace | None = None, metrics: Metrics | None = None,
     ) -> None:
         self.config = config
+        self.metrics = metrics or Metrics()
         node = config.node
         self.incarnation = m.Incarnation(host=node.host, nonce=rng.getrandbits(63))
         self._network = network
+        self._streams = streams
         self._driver = driver
         self._clock = clock
         self._rng = rng
@@ -65,6 +71,7 @@ class WorkerService:
         self._tasks = Tasks()
         self._numbers = itertools.count(1)
         self._server: Server | None = None
+        self._invoke_server: Server | None = None
         self.logs = FunctionLogs(log_files)
         self.agent: Agent
         self.directory: Directory
@@ -75,15 +82,17 @@ class WorkerService:
         config, node = self.config, self.config.node
         await self._driver.start()
         self._runtimes = tuple(self._driver.runtimes())
-        core = WorkerCore(
-            incarnation=self.incarnation, memory_mb=config.memory_mb, sandboxes_max=config.sandboxes_max,
-            runtimes=self._runtimes, timeout_cap_s=config.timeout_cap_s,
-        )
+        parameters: dict[str, Any] = {
+            "incarnation": self.incarnation, "memory_mb": config.memory_mb, "sandboxes_max": config.sandboxes_max,
+            "runtimes": self._runtimes, "timeout_cap_s": config.timeout_cap_s,
+        }
+        core = WorkerCore(**parameters)
         timing = Timing(clock=self._clock, init_s=config.init_s, freeze_after_s=config.freeze_after_s)
         self.agent = agent = Agent(
             core, driver=self._driver, logs=self.logs, timing=timing, rng=self._rng, clock=self._clock,
             tasks=self._tasks, log_bytes_per_invocation=config.log_bytes_per_invocation, trace=self._trace,
-            check=node.check, end_process=self._end_process,
+            check=node.check, end_process=self._end_process, parameters=parameters,
+            observe=measure(self.metrics, core, self._clock),
         )
         self._counting = CountingLinks(
             network=self._network, members=config.counting, clock=self._clock, incarnation=self.incarnation,
@@ -91,11 +100,15 @@ class WorkerService:
             running=core.running,
         )
         self._server = await self._network.serve(node.listen, self._handlers())
+        invoke_listen = config.invoke_listen or f"{node.listen.rsplit(':', 1)[0]}:0"
+        self._invoke_server = await self._streams.serve(invoke_listen, self._invoke_handlers())
         self.directory = Directory(
-            network=self._network, clock=self._clock, seeds=node.placement, node=self._node(self._server.address)
+            network=self._network, clock=self._clock, seeds=node.placement, node=self._node(self.address)
         )
+        self.directory.refresh = self._tell_idle
         self._code = CodeFrontends(network=self._network, directory=self.directory)
         code = CodeCache(driver=self._driver, source=self._code, scratch=self._scratch, tasks=self._tasks)
+        measure_code(self.metrics, code)
         agent.connect(code=code, counting=self._counting, load=self._load_changed)
         self.logs.start()
         self._counting.start()
@@ -105,7 +118,13 @@ class WorkerService:
     @property
     def address(self) -> str:
         assert self._server is not None, "start() comes first"
-        return self._server.address
+        return self.config.node.reached(self._server.address)
+
+    @property
+    def invoke_address(self) -> str:
+        """Of the streams that frontends open."""
+        assert self._invoke_server is not None, "start() comes first"
+        return self.config.node.reached(self._invoke_server.address)
 
     async def drain(self) -> None:
         """Refuses new work, lets what runs finish for ``drain_s``, leaves the ledger, destroys the sandboxes."""
@@ -117,8 +136,9 @@ class WorkerService:
         await self.close()
 
     async def close(self) -> None:
-        if self._server is not None:
-            await self._server.close(0.5)
+        for server in (self._invoke_server, self._server):
+            if server is not None:
+                await server.close(0.5)
         await self.directory.close()
         await self._tasks.cancel()
         await self._counting.close()
@@ -131,29 +151,36 @@ class WorkerService:
     def _handlers(self) -> Handlers:
         handlers = Handlers()
         handlers.bidi(worker_rpc.MANAGE, self._manage)
-        handlers.bidi(worker_rpc.INVOKE, self._invoke)
         handlers.fetch(worker_rpc.LOGS, self._logs)
+        return handlers
+
+    def _invoke_handlers(self) -> Handlers:
+        handlers = Handlers()
+        handlers.bidi(worker_rpc.INVOKE, self._invoke)
         return handlers
 
     async def _manage(self, stream: Any, caller: Caller) -> None:
         link = next(self._numbers)
         outbox: Outbox[worker_pb2.WorkerEvent] = Outbox(stream)
 
-        def tell(effect: m.TellManager) -> None:
-            outbox.put(news_out(effect, self.incarnation, self._runtimes))
+        def translate(effect: m.TellManager) -> worker_pb2.WorkerEvent:
+            return news_out(effect, self.incarnation, self._runtimes, self.invoke_address)
+
+        news = News(outbox.put, translate)
 
         def hear(message: worker_pb2.ManagerOrder) -> None:
             event = order(message, link)
             if event is not None:
                 self.agent.feed(event)
 
-        self.agent.manager_opened(link, tell)
+        self.agent.manager_opened(link, news.tell)
         try:
             await converse(stream, outbox, hear)
         except Fault as fault:
             _log.info("manager's stream broke", manager=caller.node, fault=fault.message)
         finally:
             self.agent.manager_closed(link)
+            news.close()
 
     async def _invoke(self, stream: Any, caller: Caller) -> None:
         invoke_stream = InvokeStream(
@@ -184,12 +211,16 @@ class WorkerService:
         node = self.config.node
         return placement_pb2.Node(
             node=node.node, service="worker", az=node.az, host=node.host, address=address,
-            nonce=self.incarnation.nonce, pid=self._pid, health="serving",
+            nonce=self.incarnation.nonce, pid=self._pid, health="serving", metrics=self.metrics.address,
             capacity=self._capacity(self.config.memory_mb, 0),
         )
 
     def _load_changed(self, effect: m.LoadChanged) -> None:
         self.directory.load(self._capacity(effect.memory_free_mb, effect.sandboxes))
+
+    def _tell_idle(self, node: placement_pb2.Node) -> None:
+        """With heartbeats only: it changes with every invocation."""
+        node.capacity.memory_idle_mb = self.agent.core.memory_idle_mb
 
     def _capacity(self, free_mb: int, sandboxes: int) -> placement_pb2.WorkerCapacity:
         return placement_pb2.WorkerCapacity(

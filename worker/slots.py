@@ -65,11 +65,15 @@ _WORDS = {
 
 
 class Slot:
-    """``sequence`` is the highest seen; ``invocation`` what runs on it, empty when nothing does."""
+    """``sequence`` is the highest seen; ``invocation`` what runs on it, empty when nothing does.
+
+    ``started`` is the sequence of its newest start: the first holder's sequence comes with the sandbox itself, so that
+    having seen it doesn't tell that it was used.
+    """
 
     __slots__ = (
         "block", "destroying", "function", "invocation", "memory_mb", "reason", "sandbox", "sequence", "served",
-        "state", "story", "stream",
+        "started", "state", "story", "stream",
     )
 
     def __init__(self, *, sandbox: str, function: m.FunctionId, memory_mb: int, sequence: int) -> None:
@@ -77,6 +81,7 @@ class Slot:
         self.function = function
         self.memory_mb = memory_mb
         self.sequence = sequence
+        self.started = 0
         self.state = SlotState.STARTING
         self.invocation = ""
         self.block: m.Block | None = None

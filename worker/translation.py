@@ -1,5 +1,7 @@
 """Between protobuf and the core's words. Owns nothing but the mapping."""
 
+from collections.abc import Iterable
+
 from protos import common_pb2, counting_pb2, worker_pb2
 from worker import messages as m
 from worker.invocation import Result
@@ -71,7 +73,8 @@ def order(message: worker_pb2.ManagerOrder, link: int) -> m.Event | None:
         case "adopt":
             adopt = message.adopt
             return m.Adopt(
-                link=link, manager=adopt.manager, lease=adopt.lease, lasts_s=adopt.lasts_s, cause=adopt.manager
+                link=link, manager=adopt.manager, lease=adopt.lease, lasts_s=adopt.lasts_s,
+                timeout_cap_s=adopt.timeout_cap_s or float("inf"), cause=adopt.manager,
             )
         case "create":
             return _create(message.create, link, lease)
@@ -79,7 +82,7 @@ def order(message: worker_pb2.ManagerOrder, link: int) -> m.Event | None:
             return m.Destroy(link=link, lease=lease, sandbox=message.destroy.sandbox, reason=message.destroy.reason)
         case "raise":
             order = getattr(message, "raise")
-            return m.Raise(link=link, lease=lease, sandbox=order.sandbox, sequence=order.sequence)
+            return m.Raise(link=link, lease=lease, sandbox=order.sandbox, sequence=order.sequence, used=order.used)
         case "drain":
             return m.Drain(link=link, lease=lease)
         case "return":
@@ -114,14 +117,14 @@ def phases_out(phases: m.ColdPhases, *, run_ms: float = 0.0) -> worker_pb2.ColdP
 
 
 def news_out(
-    tell: m.TellManager, incarnation: m.Incarnation, runtimes: tuple[str, ...]
+    tell: m.TellManager, incarnation: m.Incarnation, runtimes: tuple[str, ...], invoke_address: str
 ) -> worker_pb2.WorkerEvent:
     news, lease = tell.news, tell.lease
     match news:
         case m.Inventory():
             return _Event(lease=lease, inventory=_Event.Inventory(
                 lease=lease, incarnation=incarnation_out(incarnation), memory_mb=news.memory_mb,
-                memory_free_mb=news.memory_free_mb, runtimes=runtimes,
+                memory_free_mb=news.memory_free_mb, runtimes=runtimes, invoke_address=invoke_address,
                 sandboxes=[_status_out(status) for status in news.sandboxes],
             ))
         case m.StaleLease():
@@ -138,20 +141,25 @@ def news_out(
             return _Event(lease=lease, ready=_Event.Ready(
                 sandbox=news.sandbox, sequence=news.sequence, phases=phases_out(news.phases)
             ))
-        case m.Idle():
-            return _Event(lease=lease, idle=_Event.Idle(sandbox=news.sandbox, sequence=news.sequence))
-        case m.Busy():
-            return _Event(lease=lease, busy=_Event.Busy(
-                sandbox=news.sandbox, sequence=news.sequence, invocation=news.invocation
-            ))
+        case m.Idle() | m.Busy():
+            return uses_out(lease, [news])
         case m.Gone():
             return _Event(lease=lease, gone=_Event.Gone(sandbox=news.sandbox, reason=news.reason))
         case m.Raised():
             return _Event(lease=lease, raised=_Event.Raised(
-                sandbox=news.sandbox, sequence=news.sequence, busy=news.busy
+                sandbox=news.sandbox, sequence=news.sequence, busy=news.busy, kept=news.kept
             ))
         case m.Returned():
             return _Event(lease=lease, returned=_Event.Returned())
+
+
+def uses_out(lease: int, uses: Iterable[m.Idle | m.Busy]) -> worker_pb2.WorkerEvent:
+    return _Event(lease=lease, uses=_Event.Uses(uses=[
+        _Event.Use(
+            sandbox=use.sandbox, sequence=use.sequence, invocation=use.invocation if isinstance(use, m.Busy) else ""
+        )
+        for use in uses
+    ]))
 
 
 def _status_out(status: m.SandboxStatus) -> worker_pb2.WorkerEvent.SandboxStatus:

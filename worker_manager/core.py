@@ -19,6 +19,7 @@ from worker_manager.messages import (
     FrontendLeft,
     Gone,
     Granted,
+    HandOver,
     Idle,
     Inventory,
     Leave,
@@ -69,7 +70,7 @@ class ManagerCore:
                 self._handle_frontend(event, now)
             case NoCapacity() | CreateFailed() | Ready() | Idle() | Busy() | Gone() | Raised():
                 self._handle_sandbox(event, now)
-            case Inventory() | WorkerAway() | StaleLease() | WorkerReturned() | Granted() | Lost():
+            case Inventory() | WorkerAway() | StaleLease() | WorkerReturned() | Granted() | Lost() | HandOver():
                 self.tenure.handle(event, now)
             case RoleGiven():
                 self._take_role(event, now)
@@ -84,6 +85,7 @@ class ManagerCore:
             case _:
                 assert_never(event)
         self._settling |= now < self.supply.settles_until
+        self.supply.answer_retired(now)
         return self.supply.out
 
     def wakes_at(self) -> float | None:
@@ -94,6 +96,8 @@ class ManagerCore:
         """Invariants 7, 8 and 12 (docs/invariants.md) as far as a manager can see them."""
         supply = self.supply
         supply.sandboxes.check()
+        supply.waiting.check()
+        supply.room.check()
         for sandbox in supply.sandboxes.by_name.values():
             if sandbox.worker:
                 assert sandbox.worker in supply.leases, f"{sandbox} is on a worker that isn't ours"
@@ -103,9 +107,10 @@ class ManagerCore:
         for lease in supply.leases.values():
             assert lease.state is not LeaseState.OVER, f"the lease of {lease.worker} is over and kept"
         for function in supply.waiting.functions():
-            # Nobody waits without a sandbox on its way to them, unless the workers themselves are on their way.
+            # Nobody waits without a sandbox on its way to them, unless it waits for room or the workers are on theirs.
             coming = supply.sandboxes.coming(function)
-            assert supply.waiting.count(function) <= coming or self._now < supply.settles_until, (
+            held_back = supply.room.holds_back(function) or self._now < supply.settles_until
+            assert supply.waiting.count(function) <= coming or held_back, (
                 f"{supply.waiting.count(function)} wait for {function}, {coming} are coming"
             )
 
@@ -123,19 +128,31 @@ class ManagerCore:
                 waiter = self.supply.waiting.get(event.frontend, event.cause)
                 if waiter is not None:
                     self.supply.waiting.remove(waiter)
+                self.supply.revisions.drop(event.frontend, event.cause)
             case Release():
                 self._release(event, now)
             case Revised():
-                if event.deleted:
-                    self.supply.forget(event.function, now)
-                else:
-                    self.supply.note_revision(event.function, now)
+                self._revised(event, now)
             case FrontendLeft():
                 self._frontend_left(event, now)
             case _:
                 assert_never(event)
 
-    def _turn_away(self, event: Reserve) -> Refused | None:
+    def _revised(self, event: Revised, now: float) -> None:
+        if event.deleted:
+            self.supply.forget(event.function, now)
+        else:
+            self.supply.note_revision(event.function, now)
+            if event.vouched:
+                self.supply.revisions.vouch(event.function)
+        if event.cause:
+            refused = self._turn_away(event)
+            if refused is None:
+                self.supply.revisions.ask(event)
+            else:
+                self.supply.out.append(refused)
+
+    def _turn_away(self, event: Reserve | Revised) -> Refused | None:
         if not self.active:
             return Refused(
                 frontend=event.frontend, cause=event.cause, reason="NOT_ACTIVE", version=self.owners_version,
@@ -161,6 +178,7 @@ class ManagerCore:
 
     def _frontend_left(self, event: FrontendLeft, now: float) -> None:
         """What it runs goes on; what it only kept is taken back."""
+        self.supply.revisions.drop(event.frontend)
         for waiter in self.supply.waiting:
             if waiter.event.frontend == event.frontend:
                 self.supply.waiting.remove(waiter)
@@ -200,18 +218,20 @@ class ManagerCore:
                     self.supply.sandboxes.move(sandbox, Busy, now)
                     sandbox.busy, sandbox.idle_since = True, None
             case Idle():
-                was_busy, sandbox.busy = sandbox.busy, False
-                if was_busy and sandbox.state is State.RESERVED:
+                # Of a short run the worker tells the end only.
+                sandbox.busy = False
+                if sandbox.state is State.RESERVED:
                     self._came_free(sandbox, now)
             case Raised() if sandbox.state is State.RECALLED and event.sequence >= sandbox.sequence:
                 sandbox.busy = event.busy
-                if event.busy:
+                if event.kept:
+                    self.supply.not_taken(sandbox, now)
+                elif event.busy:
                     sandbox.released = True
                     self.supply.sandboxes.move(sandbox, StillRuns, now)
-                    self.supply.cover(sandbox.function, now)
+                    self.supply.kept_running(sandbox, now)
                 else:
-                    self.supply.sandboxes.move(sandbox, Raised, now)
-                    self.supply.offer(sandbox, now)
+                    self.supply.taken_back(sandbox, now)
             case Raised():
                 pass  # of an earlier raise
             case _:
@@ -226,9 +246,12 @@ class ManagerCore:
             supply.offer(sandbox, now)
             return
         sandbox.idle_since = now
-        draining = supply.leases[sandbox.worker].state is not LeaseState.USABLE
-        if draining or supply.waiting.count(sandbox.function) or supply.outdated(sandbox.function):
-            supply.take_back(sandbox, now)
+        closed = supply.leases[sandbox.worker].state is not LeaseState.USABLE or supply.outdated(sandbox.function)
+        uncovered = supply.waiting.count(sandbox.function) > supply.sandboxes.recalled(sandbox.function)
+        wanted = uncovered or supply.room.claimant(sandbox, wanted=False) is not None
+        if closed or wanted:
+            # The word is a little old: a holder that runs again meanwhile goes on, unless nothing may start here.
+            supply.take_back(sandbox, now, gently=not closed)
         else:
             supply.sandboxes.linger(sandbox)
             self.supply.timers.set(("sandbox", sandbox.name), self._taken_back_at(sandbox))
@@ -241,12 +264,15 @@ class ManagerCore:
         self.term = event.term
         if event.active and not self.active and not self._leaving:
             self.active = True
+            self.supply.revisions.distrust()
             self.tenure.expect_workers(now)
         elif not event.active and self.active:
             self.active = False
             self._refuse_all("NOT_ACTIVE", f"{self._node} stands by now")
 
     def _see_region(self, event: RegionSeen, now: float) -> None:
+        if event.owners != self.owners:
+            self.supply.revisions.distrust()
         self.owners, self.owners_version = event.owners, event.owners_version
         self.supply.unusable = event.unusable
         for waiter in self.supply.waiting:
@@ -254,6 +280,7 @@ class ManagerCore:
             if refused is not None:
                 self.supply.waiting.remove(waiter)
                 self.supply.out.append(refused)
+        self._turn_askers_away()
         for worker in sorted(event.unusable):
             self.supply.room_freed(worker, now)
         self.supply.cover_all(now)
@@ -261,6 +288,14 @@ class ManagerCore:
     def _refuse_all(self, reason: str, message: str) -> None:
         for waiter in self.supply.waiting:
             self.supply.refuse(waiter, reason, message)
+        self._turn_askers_away()
+
+    def _turn_askers_away(self) -> None:
+        for asker in self.supply.revisions.askers():
+            refused = self._turn_away(asker)
+            if refused is not None:
+                self.supply.revisions.drop(asker.frontend, asker.cause)
+                self.supply.out.append(refused)
 
     def _leave(self, now: float) -> None:
         self._leaving, self.active = True, False
@@ -280,6 +315,11 @@ class ManagerCore:
                         self.supply.refuse(waiter, "SHED", (
                             f"no sandbox within {waiter.event.deadline_s:g} s; the one that starts for it is kept"
                         ))
+                case ("room", name):
+                    self.supply.room_due(name, now)
+                case ("starts",):
+                    for worker in list(self.supply.leases):
+                        self.supply.room_freed(worker, now)
                 case ("lease", worker):
                     self.tenure.lease_due(worker, now)
                 case _:

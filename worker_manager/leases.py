@@ -11,6 +11,7 @@ from chassis.machine import Story, Transitions
 from worker_manager.messages import (
     DrainWorker,
     Granted,
+    HandOver,
     Inventory,
     Leave,
     Lost,
@@ -53,16 +54,18 @@ LEASES: Transitions[LeaseState] = Transitions({
     **{(state, Granted): LeaseState.OVER for state in _HELD},  # replaced by a lease with a higher number
     **{(state, Tick): LeaseState.OVER for state in _HELD},     # the hard end
     **{(state, Leave): LeaseState.OVER for state in _HELD},
+    **{(state, HandOver): LeaseState.OVER for state in _HELD},
 })
 
 
 class Lease:
     """A worker under one lease number. Times are monotonic seconds."""
 
-    __slots__ = ("address", "adopted", "az", "connected", "drain_at", "hard_end", "host", "memory_free_mb", "memory_mb",
-                 "nonce", "number", "runtimes", "soft_end", "state", "story", "worker")
+    __slots__ = ("address", "adopted", "az", "az_reserve", "connected", "drain_at", "hard_end", "host",
+                 "invoke_address", "memory_free_mb", "memory_mb", "nonce", "number", "runtimes", "soft_end", "state",
+                 "story", "worker")
 
-    def __init__(self, granted: Granted, drain_s: float, now: float) -> None:
+    def __init__(self, granted: Granted, now: float) -> None:
         self.worker = granted.worker
         self.address = granted.address
         self.host = granted.host
@@ -71,11 +74,13 @@ class Lease:
         self.soft_end = now + granted.soft_end_s
         self.hard_end = now + granted.hard_end_s
         # Also when placement is away at the soft end, and gave a soft end too late for the drain.
-        self.drain_at = min(self.soft_end, self.hard_end - drain_s)
+        self.drain_at = min(self.soft_end, self.hard_end - granted.drain_s)
+        self.az_reserve = granted.az_reserve
         self.state = LeaseState.JOINING
         self.connected = False
         self.adopted = False             # once at least, under this number
         self.nonce = 0
+        self.invoke_address = ""         # where frontends reach it
         self.memory_mb = 0
         self.memory_free_mb = 0          # by our own count between the worker's words
         self.runtimes: frozenset[str] = frozenset()
@@ -88,6 +93,21 @@ class Lease:
     def move(self, event: type, now: float) -> None:
         self.story.tell(now, f"{self.worker} lease {self.number} {self.state.name} {event.__name__}")
         self.state = LEASES.next(self.state, event, self.story)
+
+
+def reserve_missing_mb(leases: Iterable[Lease], going_mb: int) -> int:
+    """How much more would have to be free so that any one AZ could be lost and all that is elsewhere had its room.
+
+    What is in use and free everywhere is the sum of all workers, so that the largest AZ's worth has to be free.
+    ``going_mb``: of sandboxes that are being destroyed. 0 where nothing is reserved, or there is one AZ only.
+    """
+    azs: dict[str, int] = {}
+    free_mb = going_mb
+    for lease in leases:
+        if lease.az_reserve and lease.usable:
+            azs[lease.az] = azs.get(lease.az, 0) + lease.memory_mb
+            free_mb += lease.memory_free_mb
+    return max(0, max(azs.values()) - free_mb) if len(azs) > 1 else 0
 
 
 def rank(leases: Iterable[Lease], *, az: str, same: Mapping[str, int]) -> list[str]:

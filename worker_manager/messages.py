@@ -52,6 +52,7 @@ class Reserve:
     az: str
     sandbox: str
     order: Order = Order()
+    unsure: bool = False   # the frontend's copy of the metadata may be old
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +75,13 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revised:
-    """Older revisions of the version, or all of the function, may go."""
+    """Older revisions of the version, or all of the function, may go. With a ``cause``, who says so is told when
+    nothing of theirs can start any more. ``vouched``: its copy of the metadata is certainly current."""
 
     function: FunctionKey
     deleted: bool
+    vouched: bool = False
+    frontend: str = ""
     cause: str = ""
 
 
@@ -112,6 +116,7 @@ class Inventory:
     memory_mb: int
     memory_free_mb: int
     runtimes: tuple[str, ...]
+    invoke_address: str    # where frontends reach it
     cause: str = "adopt"
 
 
@@ -191,6 +196,7 @@ class Raised:
     sandbox: str
     sequence: int
     busy: bool             # something runs on it under an older sequence: it finishes
+    kept: bool = False     # nothing was raised: it runs, or has yet to
     cause: str = ""
 
 
@@ -215,6 +221,8 @@ class Granted:
     lease: int
     soft_end_s: float      # from now
     hard_end_s: float
+    drain_s: float         # the longest run that there may be: fits between the drain's beginning and the hard end
+    az_reserve: bool = False    # idle sandboxes don't get what the loss of an AZ would need
     cause: str = "lease"
 
 
@@ -224,6 +232,15 @@ class Lost:
     lease: int
     reason: str
     cause: str = "lease"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOver:
+    """Another active manager is to have the worker."""
+
+    worker: str
+    lease: int
+    cause: str = "hand over"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +284,7 @@ class Leave:
 
 FrontendEvent = Reserve | Cancel | Release | Revised | FrontendLeft
 SandboxEvent = NoCapacity | CreateFailed | Ready | Idle | Busy | Gone | Raised
-WorkerEvent = Inventory | WorkerAway | StaleLease | WorkerReturned | Granted | Lost
+WorkerEvent = Inventory | WorkerAway | StaleLease | WorkerReturned | Granted | Lost | HandOver
 Event = FrontendEvent | SandboxEvent | WorkerEvent | RoleGiven | RegionSeen | Placed | Tick | Leave
 
 # ---------------------------------------------------------------- effects
@@ -301,6 +318,14 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retired:
+    """The answer to a Revised: on sandboxes older than that nothing starts any more, whoever has a right on them."""
+
+    frontend: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
     frontend: str
     sandbox: str
@@ -328,6 +353,7 @@ class Connect:
     address: str
     lease: int
     lasts_until: float     # monotonic: the lease's hard end
+    timeout_cap_s: float   # of runs under this lease
     cause: str = ""
 
 
@@ -359,9 +385,12 @@ class Destroy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raise:
+    """``used``: only if nothing runs and something ran under this sequence; 0: in any case."""
+
     worker: str
     sandbox: str
     sequence: int
+    used: int = 0
     cause: str = ""
 
 
@@ -385,6 +414,6 @@ class TellReturned:
 
 
 Effect = (
-    Reserved | Refused | Recall | AskPlacement | Connect | Disconnect | Create | Destroy | Raise | DrainWorker
+    Reserved | Refused | Retired | Recall | AskPlacement | Connect | Disconnect | Create | Destroy | Raise | DrainWorker
     | ReturnWorker | TellReturned
 )

@@ -88,6 +88,7 @@ class WorkerPeers:
         self._outboxes[lease.worker] = outbox
         outbox.put(worker_pb2.ManagerOrder(lease=lease.lease, adopt=worker_pb2.ManagerOrder.Adopt(
             manager=self._node, lease=lease.lease, lasts_s=max(0.0, lease.lasts_until - self._clock.monotonic()),
+            timeout_cap_s=lease.timeout_cap_s,
         )))
         try:
             await converse(stream, outbox, lambda event: self._hear(lease, event))
@@ -100,7 +101,8 @@ class WorkerPeers:
 
     def _hear(self, lease: Connect, event: worker_pb2.WorkerEvent) -> None:
         if self._leases.get(lease.worker) is lease:
-            self._feed(wire.worker_event(event, lease.worker))
+            for word in wire.worker_events(event, lease.worker):
+                self._feed(word)
 
 
 class PlacementPeer:

@@ -43,7 +43,7 @@ class State(enum.Enum):
 
 
 class StillRuns:
-    """The worker raised the sequence, but something runs on the sandbox: it finishes first."""
+    """Something runs on the sandbox, or its holder is about to start: that goes first."""
 
 
 _LIVE = (State.STARTING, State.IDLE, State.RESERVED, State.RECALLED, State.DRAINING)
@@ -78,9 +78,9 @@ class Sandbox:
     """One sandbox. Times are monotonic seconds."""
 
     __slots__ = (
-        "asked_at", "az", "busy", "cause", "deadline_at", "function", "held", "holder", "idle_since", "linger_s",
-        "memory_mb", "name", "order", "place_ms", "ranking", "refusal", "released", "reserved_at", "room_on",
-        "runtime", "sequence", "state", "story", "tried", "worker",
+        "asked_at", "az", "busy", "cause", "deadline_at", "function", "gently", "held", "holder", "idle_since",
+        "linger_s", "making_room", "memory_mb", "name", "order", "place_ms", "ranking", "refusal", "released",
+        "reserved_at", "room_on", "runtime", "sequence", "short", "started_at", "state", "story", "tried", "worker",
     )
 
     def __init__(self, name: str, function: FunctionKey, memory_mb: int, state: State) -> None:
@@ -100,17 +100,28 @@ class Sandbox:
         self.ranking: list[str] | None = None
         self.refusal = ""                # placement's word, or the last worker's
         self.tried: set[str] = set()     # workers that refused for certain
-        self.room_on = ""                # worker on which idle sandboxes make room for it
+        self.room_on = ""                # worker on which others make room for it
+        self.short = False               # of memory, when it last looked for a worker
+        self.started_at = 0.0            # ordered at the worker
         # the right to start on it
         self.sequence = 1                # highest given to a holder or raised at the worker
         self.held = 1                    # sequence of the present or last holder
         self.holder = ""                 # frontend; empty: nobody we know
         self.busy = False                # by the worker's word
         self.released = False            # the holder won't start again
+        self.making_room = False         # recalled to go
+        self.gently = False              # it is being taken back only if its holder keeps it without using it
         self.linger_s = 0.0
         self.reserved_at = 0.0
         self.idle_since: float | None = None   # lingering or idle since
         self.story = Story()
+
+    @property
+    def startable(self) -> bool:
+        """Whether somebody has, or may have, a right to start on it that the worker would honour."""
+        if self.state is State.RESERVED:
+            return self.held == self.sequence
+        return self.state in (State.IDLE, State.RECALLED, State.DRAINING)
 
     def __repr__(self) -> str:
         return f"Sandbox({self.name}, {self.state.name}, on {self.worker or 'no worker'})"
@@ -126,6 +137,7 @@ class Sandboxes:
         self._idle: dict[FunctionKey, dict[str, Sandbox]] = {}
         self._idle_all: dict[str, Sandbox] = {}                  # longest idle first
         self._lingering: dict[FunctionKey, dict[str, Sandbox]] = {}
+        self._perhaps: dict[FunctionKey, dict[str, Sandbox]] = {}   # reserved, and no word of the worker's since
         self._coming: dict[FunctionKey, dict[str, Sandbox]] = {}  # will serve a waiter: placing, starting, recalled
 
     def get(self, name: str, worker: str | None = None) -> Sandbox | None:
@@ -153,6 +165,9 @@ class Sandboxes:
         sandbox.story.tell(now, f"{sandbox.name} {sandbox.state.name} {event.__name__}")
         before, sandbox.state = sandbox.state, STATES.next(sandbox.state, event, sandbox.story)
         _drop(self._lingering, sandbox.function, sandbox.name)
+        _drop(self._perhaps, sandbox.function, sandbox.name)
+        if event is Reserved:
+            self._perhaps.setdefault(sandbox.function, {})[sandbox.name] = sandbox
         if sandbox.state is before:
             return
         _drop(self._idle, sandbox.function, sandbox.name)
@@ -188,9 +203,25 @@ class Sandboxes:
     def coming(self, function: FunctionKey) -> int:
         return len(self._coming.get(function, {}))
 
+    def placing(self, function: FunctionKey) -> Iterator[Sandbox]:
+        return (one for one in self._coming.get(function, {}).values() if one.state is State.PLACING)
+
+    def lingers(self, sandbox: Sandbox) -> bool:
+        """Whether a frontend keeps it without using it."""
+        return sandbox.name in self._lingering.get(sandbox.function, {})
+
+    def recalled(self, function: FunctionKey) -> int:
+        """Of those that are coming: kept ones that are being taken back."""
+        return sum(item.state is State.RECALLED for item in self._coming.get(function, {}).values())
+
     def lingering(self, function: FunctionKey) -> Sandbox | None:
         """One that a frontend keeps without using it."""
         return next(iter(self._lingering.get(function, {}).values()), None)
+
+    def perhaps_kept(self, function: FunctionKey, frontend: str) -> Sandbox | None:
+        """One that another frontend uses, or only keeps: workers are slow to tell of short runs."""
+        perhaps = self._perhaps.get(function, {}).values()
+        return next((sandbox for sandbox in perhaps if sandbox.holder != frontend), None)
 
     def linger(self, sandbox: Sandbox) -> None:
         """Until its next event the frontend only keeps it."""

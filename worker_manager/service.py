@@ -13,6 +13,7 @@ from chassis.clock import Clock
 from chassis.directory import Directory
 from chassis.faults import Fault, FaultCode
 from chassis.machine import Driver, Trace
+from chassis.metrics import Metrics
 from chassis.rpc import Caller, Handlers, Network, Outbox, Server, Stream, converse
 from protos import placement_pb2, worker_manager_pb2, worker_manager_rpc
 from worker_manager import wire
@@ -34,11 +35,13 @@ from worker_manager.messages import (
     Refused,
     RegionSeen,
     Reserved,
+    Retired,
     ReturnWorker,
     RoleGiven,
     TellReturned,
     Tick,
 )
+from worker_manager.metrics import measure
 from worker_manager.peers import PlacementPeer, WorkerPeers
 
 _FAREWELL_S = 0.5  # for what is on its way to frontends when a drained manager closes
@@ -62,7 +65,9 @@ class ManagerService:
         pid: int = 0,
         version: str = "",
         trace: Trace | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics()
         node = config.node
         self.core = ManagerCore(node=node.node, config=config.pool)
         self.address = ""
@@ -72,11 +77,13 @@ class ManagerService:
         self._rng = rng
         self._description = placement_pb2.Node(
             node=node.node, service=node.service, az=node.az, host=node.host, nonce=rng.getrandbits(63), pid=pid,
-            version=version, role="standby",
+            version=version, role="standby", metrics=self.metrics.address,
         )
         self._directory = Directory(network=network, clock=clock, seeds=node.placement, node=self._description)
         self._driver: Driver[Event, Effect] = Driver(
-            self.core, clock=clock, perform=self._perform, trace=trace, check=node.check
+            self.core, clock=clock, perform=self._perform, trace=trace, check=node.check,
+            observe=measure(self.metrics, self.core),
+            parameters={"node": node.node, "config": config.pool},
         )
         self._workers = WorkerPeers(network=network, clock=clock, node=node.node, feed=self.feed)
         self._placement = PlacementPeer(
@@ -94,7 +101,7 @@ class ManagerService:
         handlers.bidi(worker_manager_rpc.RESERVE, self._reserve)
         handlers.unary(worker_manager_rpc.DESCRIBE, self._describe)
         self._server = await self._network.serve(self._config.node.listen, handlers)
-        self.address = self._description.address = self._server.address
+        self.address = self._description.address = self._config.node.reached(self._server.address)
         self._directory.observe(self._see_region)
         self._placement.start()
         self._directory.start()
@@ -213,7 +220,7 @@ class ManagerService:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case Reserved() | Refused() | Recall():
+            case Reserved() | Refused() | Retired() | Recall():
                 self._reply(effect)
             case AskPlacement():
                 self._placement.ask(effect)
@@ -230,7 +237,7 @@ class ManagerService:
             case _:
                 assert_never(effect)
 
-    def _reply(self, effect: Reserved | Refused | Recall) -> None:
+    def _reply(self, effect: Reserved | Refused | Retired | Recall) -> None:
         if isinstance(effect, Refused):
             _log.info("refused", cause=effect.cause, frontend=effect.frontend, reason=effect.reason,
                       message=effect.message)

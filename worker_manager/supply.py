@@ -20,14 +20,18 @@ from worker_manager.messages import (
     Phases,
     Placed,
     Raise,
+    Raised,
     Ready,
     Recall,
     Refused,
     Reserve,
     Reserved,
+    Retired,
     WorkerAway,
 )
-from worker_manager.sandboxes import Sandbox, Sandboxes, State
+from worker_manager.revisions import Revisions
+from worker_manager.room import Room
+from worker_manager.sandboxes import Sandbox, Sandboxes, State, StillRuns
 from worker_manager.timers import Timers
 from worker_manager.waiting import ScalingRate, Waiter, Waiting
 
@@ -46,14 +50,17 @@ class Supply:
         self.out: list[Effect] = []                     # of the event that is being handled
         self.settles_until = float("-inf")              # workers are expected: requests wait instead of being refused
         self._config = config
-        self._newest: dict[tuple[str, str, str], int] = {}
-        self._deleted: dict[tuple[str, str], int] = {}
-        self._room: dict[str, dict[str, Sandbox]] = {}  # by worker: placed there as soon as idle ones have gone
+        self.revisions = Revisions(config.functions_max)
+        self.room = Room(self.sandboxes, self.leases, config)
 
     # ------------------------------------------------------------ requests
 
     def serve(self, event: Reserve, now: float) -> None:
         self.note_revision(event.function, now)
+        objection = self.revisions.objection(event)
+        if objection:
+            self.out.append(_refused(Waiter(event, now), "REVISED", objection))
+            return
         idle = self._idle(event.function)
         if idle is not None:
             self._take(idle, event, now)
@@ -62,10 +69,18 @@ class Supply:
             return
         waiter = Waiter(event, now)
         full = self.waiting.full(event.function)
+        if not full and self.room.holds_back(event.function):
+            full = self.waiting.too_long(event.function, now, growing=not self.room.is_short(event.function))
         if full or event.deadline_s <= 0:
             why = full or "its deadline passed on the way here"
             self.out.append(_refused(waiter, "SHED", f"{why}: try again later"))
             return
+        gives_way = self.waiting.gives_way(event.function)
+        if gives_way is not None:
+            self.refuse(gives_way, "SHED", (
+                f"{len(self.waiting)} requests wait at this manager (waiting_max {self._config.waiting_max}), most of "
+                f"them of account {gives_way.event.function.account}: try again later"
+            ))
         self.waiting.add(waiter)
         self.timers.set(("waiter", event.frontend, event.cause), waiter.deadline_at)
         self.cover(event.function, now)
@@ -76,21 +91,34 @@ class Supply:
 
     def cover(self, function: FunctionKey, now: float) -> None:
         """As many sandboxes are coming as requests wait: kept ones are taken back before new ones are made."""
-        while (waiter := self.waiting.oldest(function)) is not None and (idle := self._idle(function)) is not None:
+        while self._cover_one(function, now):
+            pass
+
+    def _cover_one(self, function: FunctionKey, now: float) -> bool:
+        """Sees to one of those who wait, or says that nothing is left to do."""
+        waiter, idle = self.waiting.oldest(function), self._idle(function)
+        if waiter is not None and idle is not None:
             self.waiting.remove(waiter)
             self._take(idle, waiter.event, now)
-        while self.waiting.count(function) > self.sandboxes.coming(function):
-            kept = self.sandboxes.lingering(function)
-            if kept is not None:
-                self.take_back(kept, now)
-                continue
-            uncovered = self._uncovered(function)
-            if uncovered is None or not self._make(uncovered, now):
-                return
+            return True
+        waiting, kept = self.waiting.count(function), self.sandboxes.lingering(function)
+        if kept is not None and waiting > self.sandboxes.recalled(function):
+            self.take_back(kept, now, gently=True)  # sooner here than one that starts, even if that one is coming
+            return True
+        if waiting <= self.sandboxes.coming(function):
+            return False
+        kept = self.sandboxes.perhaps_kept(function, waiter.event.frontend) if waiter is not None else None
+        if kept is not None:
+            self.take_back(kept, now, gently=True)
+            return True
+        if self.room.holds_back(function):
+            return False
+        uncovered = self._uncovered(function)
+        return uncovered is not None and self._make(uncovered, now)
 
     def cover_all(self, now: float) -> None:
-        for function in self.waiting.functions():
-            self.cover(function, now)
+        """Accounts take turns: room that is left goes round, instead of to whose function comes first."""
+        self.waiting.in_turns(lambda function: self._cover_one(function, now))
 
     def _idle(self, function: FunctionKey) -> Sandbox | None:
         """The most recently used one on a worker that answers."""
@@ -114,7 +142,13 @@ class Supply:
             self.cover(sandbox.function, now)  # who waited for it gets another, elsewhere
             return
         waiter = self.waiting.oldest(sandbox.function)
-        if waiter is not None and self._reachable(sandbox.worker):
+        claimant = self.room.claimant(sandbox, wanted=waiter is not None)
+        sandbox.making_room = False
+        if claimant is not None:
+            self.room.promise(claimant, sandbox.worker)
+            self.destroy(sandbox, f"room for {claimant.function.function}", now)
+            self.cover(sandbox.function, now)
+        elif waiter is not None and self._reachable(sandbox.worker):
             self.waiting.remove(waiter)
             self._take(sandbox, waiter.event, now, phases)
         elif self.outdated(sandbox.function):
@@ -123,34 +157,68 @@ class Supply:
             self.timers.set(("sandbox", sandbox.name), now + self._config.idle_s)
             while self.sandboxes.idle_count > self._config.idle_max:
                 self.destroy(next(self.sandboxes.longest_idle()), "more idle sandboxes than are kept", now)
+            if waiter is not None:  # it was taken back for somebody, and its worker has fallen silent meanwhile
+                self.cover(sandbox.function, now)
 
     def _take(self, sandbox: Sandbox, event: Reserve, now: float, phases: Phases | None = None) -> None:
         if phases is None:
             sandbox.sequence += 1        # each holder has its own; the first has the one it was made with
+        self.waiting.pace.count(event.function, now)
         sandbox.held = sandbox.sequence
         sandbox.holder, sandbox.cause, sandbox.reserved_at, sandbox.idle_since = event.frontend, event.cause, now, None
-        crowded = self.waiting.count(sandbox.function) > 0 or self.outdated(sandbox.function)
+        crowded = self.waiting.count(sandbox.function) > 0
         sandbox.linger_s = 0.0 if crowded else self._config.linger_s
         self.sandboxes.move(sandbox, Reserved, now)
         self.timers.set(("sandbox", sandbox.name), now + self._config.unstarted_s)
         lease = self.leases[sandbox.worker]
         self.out.append(Reserved(
-            frontend=event.frontend, cause=event.cause, worker=lease.worker, address=lease.address, host=lease.host,
-            nonce=lease.nonce, lease=lease.number, sandbox=sandbox.name, sequence=sandbox.sequence,
+            frontend=event.frontend, cause=event.cause, worker=lease.worker, address=lease.invoke_address,
+            host=lease.host, nonce=lease.nonce, lease=lease.number, sandbox=sandbox.name, sequence=sandbox.sequence,
             linger_s=sandbox.linger_s, cold=phases is not None, phases=phases or Phases(),
         ))
 
-    def take_back(self, sandbox: Sandbox, now: float) -> None:
-        """Raises the sequence: the worker tells whether the holder was faster. The recall saves the holder a try."""
+    def take_back(self, sandbox: Sandbox, now: float, *, gently: bool = False) -> None:
+        """Raises the sequence: the worker tells whether the holder was faster. The recall saves the holder a try.
+
+        ``gently``: only where the holder keeps it without using it; it is recalled once the worker has said so.
+        """
         self.sandboxes.move(sandbox, Raise, now)
         sandbox.sequence += 1
+        sandbox.gently = gently
         self.out.append(Raise(
-            worker=sandbox.worker, sandbox=sandbox.name, sequence=sandbox.sequence, cause=sandbox.cause
+            worker=sandbox.worker, sandbox=sandbox.name, sequence=sandbox.sequence,
+            used=sandbox.held if gently else 0, cause=sandbox.cause,
         ))
+        if not gently:
+            self._recall(sandbox)
+
+    def taken_back(self, sandbox: Sandbox, now: float) -> None:
+        if sandbox.gently:
+            self._recall(sandbox)
+        self.sandboxes.move(sandbox, Raised, now)
+        self.offer(sandbox, now)
+
+    def not_taken(self, sandbox: Sandbox, now: float) -> None:
+        """Its holder uses it, or is about to, and may go on: the sequence was not raised."""
+        sandbox.sequence -= 1
+        self.sandboxes.move(sandbox, StillRuns, now)
+        if not sandbox.busy:
+            self.timers.set(("sandbox", sandbox.name), sandbox.reserved_at + self._config.unstarted_s)
+        self.kept_running(sandbox, now)
+
+    def _recall(self, sandbox: Sandbox) -> None:
         if sandbox.holder:
             self.out.append(Recall(
                 frontend=sandbox.holder, sandbox=sandbox.name, sequence=sandbox.held, cause=sandbox.cause
             ))
+
+    def kept_running(self, sandbox: Sandbox, now: float) -> None:
+        """Its holder was faster than the recall: it comes back when the run ends, and others look elsewhere."""
+        if sandbox.making_room:
+            sandbox.making_room = False
+            for one in self.room.promised(sandbox.worker):
+                self._look_again(one, now)
+        self.cover(sandbox.function, now)
 
     def destroy(self, sandbox: Sandbox, reason: str, now: float) -> None:
         """Only an idle one: nothing is killed."""
@@ -210,6 +278,7 @@ class Supply:
         sandbox.place_ms = (now - sandbox.asked_at) * 1000
         sandbox.ranking, sandbox.refusal = list(event.workers or ()), event.refusal
         self.try_next(sandbox, now)
+        self.cover(sandbox.function, now)  # others were held back while this one was placed
 
     def try_next(self, sandbox: Sandbox, now: float) -> None:
         """Placement's ranking first, then our own: our count of a worker's room is newer than placement's."""
@@ -220,75 +289,111 @@ class Supply:
         }
         same = self._spread(sandbox.function)
         theirs = worker_leases.respread(sandbox.ranking or (), able, same)
-        for worker in [*theirs, *worker_leases.rank(able.values(), az=sandbox.az, same=same)]:
-            lease = able[worker]
-            if lease.memory_free_mb - self._promised_mb(worker) >= sandbox.memory_mb:
+        ranked = [able[worker] for worker in [*theirs, *worker_leases.rank(able.values(), az=sandbox.az, same=same)]]
+        roomy = [lease for lease in ranked if self.room.fits(sandbox, lease)]
+        sandbox.short = not roomy
+        for lease in roomy:
+            if self.room.may_start(lease.worker, now):
                 self._create(sandbox, lease, now)
                 return
-        if self._make_room(sandbox, able, now):
+        if roomy:
+            self.timers.set(("starts",), now + self._config.starting_s)
+        elif self._make_room(sandbox, able, now):
             return
-        missing = sandbox.refusal or f"{sandbox.memory_mb} MB fit on none of {len(able)} workers: add workers"
-        self._give_up(sandbox, missing, now)
+        elif not any(lease.memory_mb >= sandbox.memory_mb for lease in ranked):
+            missing = sandbox.refusal or f"{sandbox.memory_mb} MB fit on none of {len(able)} workers: add workers"
+            self._give_up(sandbox, missing, now)
+            return
+        self.room.wait(sandbox)
+        self.timers.set(("room", sandbox.name), now + self._config.room_s)
 
     def _create(self, sandbox: Sandbox, lease: Lease, now: float) -> None:
         assert lease.state is LeaseState.USABLE, f"invariant 12: {lease.worker} is {lease.state.value}"
         self.sandboxes.seat(sandbox, lease.worker)
         self.sandboxes.move(sandbox, Placed, now)
+        sandbox.started_at = now
         lease.memory_free_mb -= sandbox.memory_mb
         self.out.append(Create(
             worker=lease.worker, sandbox=sandbox.name, function=sandbox.function, sequence=sandbox.sequence,
             deadline_s=max(0.0, sandbox.deadline_at - now), order=sandbox.order, cause=sandbox.cause,
         ))
+        self._keep_reserve(now)
+
+    def _keep_reserve(self, now: float) -> None:
+        """What runs may use what the loss of an AZ would need: no request is refused for what hasn't happened. What
+        only waits to be used may not: the longest idle sandboxes go."""
+        if not self.sandboxes.idle_count:
+            return
+        going_mb = sum(one.memory_mb for one in self.sandboxes.by_name.values() if one.state is State.DRAINING)
+        missing_mb = worker_leases.reserve_missing_mb(self.leases.values(), going_mb)
+        for victim in list(self.sandboxes.longest_idle()) if missing_mb else ():
+            if missing_mb <= 0:
+                return
+            missing_mb -= victim.memory_mb
+            self.destroy(victim, "room for the loss of an AZ", now)
 
     def _make_room(self, sandbox: Sandbox, able: dict[str, Lease], now: float) -> bool:
-        """Destroys the longest idle sandboxes of one worker for this one; it is created when they have gone."""
-        best: tuple[int, str] | None = None
-        for worker in sorted(able):
-            idle_mb = sum(item.memory_mb for item in self.sandboxes.of_worker(worker) if item.state is State.IDLE)
-            possible_mb = self._coming_free_mb(able[worker]) + idle_mb
-            if possible_mb >= sandbox.memory_mb and (best is None or possible_mb > best[0]):
-                best = possible_mb, worker
-        if best is None:
+        """Idle sandboxes of one worker go, kept ones are taken back to go; this one is created when they have gone."""
+        sacrifice = self.room.sacrifice(sandbox, able.values())
+        if sacrifice is None:
             return False
-        worker = best[1]
-        missing_mb = sandbox.memory_mb - self._coming_free_mb(able[worker])
-        for victim in [item for item in self.sandboxes.longest_idle() if item.worker == worker]:
-            if missing_mb <= 0:
-                break
-            missing_mb -= victim.memory_mb
+        self.room.promise(sandbox, sacrifice.worker)
+        self.timers.set(("room", sandbox.name), now + self._config.room_s)
+        for victim in sacrifice.idle:
             self.destroy(victim, f"room for {sandbox.function.function}", now)
-        sandbox.room_on = worker
-        self._room.setdefault(worker, {})[sandbox.name] = sandbox
+        for victim in sacrifice.lingering:
+            victim.making_room = True
+            self.take_back(victim, now)
         return True
 
     def room_freed(self, worker: str, now: float) -> None:
-        """Something of this worker has gone, or the worker has: those who were promised its room go on."""
-        for sandbox in list(self._room.get(worker, {}).values()):
+        """Something of this worker has gone or is ready, or the worker has gone: those who wait for room look again."""
+        for sandbox in self.room.promised(worker):
             lease = self.leases.get(worker)
-            usable = lease is not None and self._reachable(worker)
-            if lease is not None and usable and lease.memory_free_mb < sandbox.memory_mb:
+            if lease is None or not self._reachable(worker):
+                self._look_again(sandbox, now)
+            elif lease.memory_free_mb < sandbox.memory_mb:
                 continue
-            self._unpromise(sandbox)
-            if lease is not None and usable:
+            elif self.room.may_start(worker, now):
+                self.room.leave(sandbox)
                 self._create(sandbox, lease, now)
+                self.cover(sandbox.function, now)
             else:
-                self.try_next(sandbox, now)
+                self.timers.set(("starts",), now + self._config.starting_s)
+        self._look_for_room(now)
 
-    def _unpromise(self, sandbox: Sandbox) -> None:
-        promised = self._room[sandbox.room_on]
-        del promised[sandbox.name]
-        if not promised:
-            del self._room[sandbox.room_on]
-        sandbox.room_on = ""
+    def _look_for_room(self, now: float) -> None:
+        """Those who wait for any worker, the account that has the least first."""
+        for sandbox in self.room.queue():
+            if not self.room.any_place((lease for lease in self.leases.values() if lease.usable), now):
+                self.timers.set(("starts",), now + self._config.starting_s)
+                return
+            if self.room.waits(sandbox):  # and wasn't served meanwhile
+                self._look_again(sandbox, now)
 
-    def _promised_mb(self, worker: str) -> int:
-        return sum(sandbox.memory_mb for sandbox in self._room.get(worker, {}).values())
+    def _look_again(self, sandbox: Sandbox, now: float) -> None:
+        """Unless all of its function's requests have others on their way."""
+        self.room.leave(sandbox)
+        if self.waiting.count(sandbox.function) < self.sandboxes.coming(sandbox.function):
+            self.sandboxes.move(sandbox, Refused, now)
+        else:
+            self.try_next(sandbox, now)
+        self.cover(sandbox.function, now)  # its further requests waited behind it
 
-    def _coming_free_mb(self, lease: Lease) -> int:
-        ending = sum(
-            item.memory_mb for item in self.sandboxes.of_worker(lease.worker) if item.state is State.DRAINING
-        )
-        return lease.memory_free_mb + ending - self._promised_mb(lease.worker)
+    def room_due(self, name: str, now: float) -> None:
+        """It has waited long enough: where its function has sandboxes, its requests are served as those come free."""
+        sandbox = self.sandboxes.get(name)
+        if sandbox is None or not self.room.waits(sandbox):
+            return
+        if self._spread(sandbox.function) or not self.waiting.count(sandbox.function):
+            self._look_again(sandbox, now)
+        else:
+            self.room.leave(sandbox)
+            waited_s = self._config.room_s
+            message = f"{sandbox.memory_mb} MB came free on none of {len(self.leases)} workers within {waited_s:g} s"
+            for waiter in self.waiting.of_function(sandbox.function):
+                self.refuse(waiter, "NO_CAPACITY", f"{message}: add workers, or let callers back off")
+            self.sandboxes.move(sandbox, Refused, now)
 
     def _spread(self, function: FunctionKey) -> dict[str, int]:
         same: dict[str, int] = {}
@@ -331,6 +436,7 @@ class Supply:
             place_ms=sandbox.place_ms, code_ms=phases.code_ms, sandbox_ms=phases.sandbox_ms,
             runtime_ms=phases.runtime_ms, init_ms=phases.init_ms,
         ))
+        self.room_freed(event.worker, now)
 
     def gone(self, event: Gone, now: float) -> None:
         sandbox = self.sandboxes.get(event.sandbox, event.worker)
@@ -365,31 +471,41 @@ class Supply:
     # ------------------------------------------------------------ revisions
 
     def outdated(self, function: FunctionKey) -> bool:
-        newest = self._newest.get((function.account, function.function, function.version), 0)
-        deleted = self._deleted.get((function.account, function.function), -1)
-        return function.revision < newest or function.revision <= deleted
+        return self.revisions.outdated(function)
 
     def note_revision(self, function: FunctionKey, now: float) -> None:
-        key = (function.account, function.function, function.version)
-        if function.revision > self._newest.get(key, 0):
-            self._newest[key] = function.revision
+        if self.revisions.learn(function):
             self._retire(function.account, function.function, now)
 
     def forget(self, function: FunctionKey, now: float) -> None:
         """The function was deleted at this revision (0: whatever it was)."""
-        key = (function.account, function.function)
-        known = [newest for (*names, _), newest in self._newest.items() if tuple(names) == key]
-        self._deleted[key] = function.revision or max(known, default=0)
-        self.rate.forget(*key)
-        self._retire(*key, now)
+        self.revisions.forget(function)
+        self.rate.forget(function.account, function.function)
+        self._retire(function.account, function.function, now)
 
     def _retire(self, account: str, name: str, now: float) -> None:
-        for function in self.sandboxes.functions():
+        """Nobody keeps a right to start on what is outdated, not even one given a moment ago; what runs, finishes."""
+        for function in [*self.sandboxes.functions(), *self.waiting.functions()]:
             if (function.account, function.function) == (account, name) and self.outdated(function):
-                for sandbox in list(self.sandboxes.idle(function)):
-                    self.destroy(sandbox, "an older revision", now)
-                while (kept := self.sandboxes.lingering(function)) is not None:
-                    self.take_back(kept, now)
+                for waiter in self.waiting.of_function(function):
+                    self.refuse(waiter, "REVISED", f"a newer revision of {name} is served")
+                for sandbox in self.sandboxes.of_function(function):
+                    if sandbox.state is State.IDLE:
+                        self.destroy(sandbox, "an older revision", now)
+                    elif sandbox.state is State.RESERVED and sandbox.startable:
+                        self.take_back(sandbox, now)
+
+    def answer_retired(self, now: float) -> None:
+        """Tells who waits for the end of older revisions. Not while workers are expected: they may bring some."""
+        for asker in self.revisions.askers():
+            concerned = [function for function in self.sandboxes.functions() if Revisions.concerns(asker, function)]
+            startable = [item for name in concerned for item in self.sandboxes.of_function(name) if item.startable]
+            for sandbox in startable:
+                if sandbox.state is State.RESERVED:     # adopted since then
+                    self.take_back(sandbox, now)
+            if not startable and now >= self.settles_until:
+                self.revisions.drop(asker.frontend, asker.cause)
+                self.out.append(Retired(frontend=asker.frontend, cause=asker.cause))
 
 
 def _refused(waiter: Waiter, reason: str, message: str, *, error_type: str = "") -> Refused:

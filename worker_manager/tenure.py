@@ -12,6 +12,7 @@ from worker_manager.messages import (
     Disconnect,
     DrainWorker,
     Granted,
+    HandOver,
     Inventory,
     Leave,
     Lost,
@@ -57,6 +58,8 @@ class Tenure:
                 # Another has it, or it was returned and the word was lost with the stream, or the number is too low
                 # for this worker: placement ignores this where it knows better, and grants the next number where not.
                 self._give_back(lease, StaleLease, now, cause="stale")
+            case HandOver():
+                self._give_back(lease, HandOver, now, cause=event.cause)
             case Lost():
                 self._end(lease, Lost, now, cause=event.reason)
             case WorkerReturned():
@@ -73,18 +76,19 @@ class Tenure:
         if self._leaving:
             self.supply.out.append(TellReturned(worker=event.worker, lease=event.lease, cause="drain"))
             return
-        lease = self.supply.leases[event.worker] = Lease(event, self._config.lease_drain_s, now)
+        lease = self.supply.leases[event.worker] = Lease(event, now)
         self.expect_workers(now)
         self.supply.timers.set(("lease", lease.worker), lease.drain_at)
         self.supply.out.append(Connect(
             worker=lease.worker, address=lease.address, lease=lease.number, lasts_until=lease.hard_end,
-            cause=event.cause,
+            timeout_cap_s=event.drain_s, cause=event.cause,
         ))
 
     def _adopted(self, lease: Lease, event: Inventory, now: float) -> None:
         """The worker's inventory is the truth. Rights given under this very number may still be used: taken back."""
         again, lease.adopted, lease.connected = lease.adopted, True, True
         lease.nonce, lease.runtimes = event.nonce, frozenset(event.runtimes)
+        lease.invoke_address = event.invoke_address
         lease.memory_mb, lease.memory_free_mb = event.memory_mb, event.memory_free_mb
         self.supply.worker_gone(lease.worker, now)
         lease.move(Inventory, now)
@@ -120,7 +124,8 @@ class Tenure:
             if sandbox.state is State.IDLE:
                 self.supply.destroy(sandbox, "the worker's lease ends", now)
             elif sandbox.state is State.RESERVED and not sandbox.busy:
-                self.supply.take_back(sandbox, now)
+                # Whoever got it a moment ago is on the way with a start, which is worth a moment of the drain.
+                self.supply.take_back(sandbox, now, gently=True)
         self.supply.room_freed(lease.worker, now)
         self.return_if_empty(lease.worker, now)
         self.supply.timers.set(("lease", lease.worker), lease.hard_end)

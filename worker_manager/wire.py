@@ -3,6 +3,8 @@
 Owns the translation, so that the core knows no protobuf. A message that can't be right is a Fault.
 """
 
+from collections.abc import Iterator
+
 from chassis.faults import Fault, FaultCode
 from protos import common_pb2, placement_pb2, worker_manager_pb2, worker_pb2
 from worker_manager import messages
@@ -21,6 +23,7 @@ from worker_manager.messages import (
     Refused,
     Reserve,
     Reserved,
+    Retired,
     ReturnWorker,
     SandboxFacts,
 )
@@ -53,6 +56,7 @@ def frontend_event(request: worker_manager_pb2.FrontendRequest, frontend: str, d
             return Reserve(
                 frontend=frontend, cause=cause, function=key_of(reserve.function), memory_mb=reserve.config.memory_mb,
                 runtime=reserve.config.runtime, deadline_s=reserve.deadline_s, az=reserve.az, sandbox=drawn,
+                unsure=reserve.unsure,
                 order=Order(
                     config=reserve.config.SerializeToString(), ticket=reserve.ticket.SerializeToString()
                 ),
@@ -65,12 +69,15 @@ def frontend_event(request: worker_manager_pb2.FrontendRequest, frontend: str, d
             )
         case "revised":
             revised = request.revised
-            return messages.Revised(function=key_of(revised.function), deleted=revised.deleted, cause=cause)
+            return messages.Revised(
+                function=key_of(revised.function), deleted=revised.deleted, vouched=revised.vouched, frontend=frontend,
+                cause=cause,
+            )
         case unknown:
             raise Fault(f"a request of no known kind: {unknown}", code=FaultCode.INVALID, definite=True)
 
 
-def reply_of(effect: Reserved | Refused | Recall) -> worker_manager_pb2.ManagerReply:
+def reply_of(effect: Reserved | Refused | Retired | Recall) -> worker_manager_pb2.ManagerReply:
     reply = worker_manager_pb2.ManagerReply(invocation=effect.cause)
     match effect:
         case Reserved():
@@ -91,6 +98,8 @@ def reply_of(effect: Reserved | Refused | Recall) -> worker_manager_pb2.ManagerR
                 reason=worker_manager_pb2.ManagerReply.Refused.Reason.Value(effect.reason), version=effect.version,
                 owner=effect.owner, error_type=effect.error_type, message=effect.message,
             ))
+        case Retired():
+            reply.retired.SetInParent()
         case Recall():
             reply.recall.CopyFrom(worker_manager_pb2.ManagerReply.Recall(
                 sandbox=effect.sandbox, sequence=effect.sequence
@@ -116,7 +125,9 @@ def order_of(
         case Destroy():
             order.destroy.CopyFrom(worker_pb2.ManagerOrder.Destroy(sandbox=effect.sandbox, reason=effect.reason))
         case Raise():
-            raised = worker_pb2.ManagerOrder.Raise(sandbox=effect.sandbox, sequence=effect.sequence)
+            raised = worker_pb2.ManagerOrder.Raise(
+                sandbox=effect.sandbox, sequence=effect.sequence, used=effect.used
+            )
             getattr(order, "raise").CopyFrom(raised)  # a keyword of the language, and the field's name
         case DrainWorker():
             order.drain.SetInParent()
@@ -125,8 +136,21 @@ def order_of(
     return order
 
 
-def worker_event(event: worker_pb2.WorkerEvent, worker: str) -> Event:
+def worker_events(event: worker_pb2.WorkerEvent, worker: str) -> Iterator[Event]:
     """What a worker says, under the lease number that it says it for. Raises Fault for what isn't in the protocol."""
+    if event.HasField("uses"):
+        for use in event.uses.uses:
+            if use.invocation:
+                yield messages.Busy(
+                    worker=worker, sandbox=use.sandbox, sequence=use.sequence, cause=use.invocation
+                )
+            else:
+                yield messages.Idle(worker=worker, sandbox=use.sandbox, sequence=use.sequence)
+    else:
+        yield _worker_event(event, worker)
+
+
+def _worker_event(event: worker_pb2.WorkerEvent, worker: str) -> Event:
     match event.WhichOneof("event"):
         case "inventory":
             return _inventory(event.inventory, worker)
@@ -149,22 +173,18 @@ def worker_event(event: worker_pb2.WorkerEvent, worker: str) -> Event:
                 runtime_ms=ready.phases.runtime_ms, init_ms=ready.phases.init_ms,
             ))
         case _:
-            return _use_event(event, worker)
+            return _end_event(event, worker)
 
 
-def _use_event(event: worker_pb2.WorkerEvent, worker: str) -> Event:
+def _end_event(event: worker_pb2.WorkerEvent, worker: str) -> Event:
     match event.WhichOneof("event"):
-        case "idle":
-            return messages.Idle(worker=worker, sandbox=event.idle.sandbox, sequence=event.idle.sequence)
-        case "busy":
-            busy = event.busy
-            return messages.Busy(worker=worker, sandbox=busy.sandbox, sequence=busy.sequence, cause=busy.invocation)
         case "gone":
             return messages.Gone(worker=worker, sandbox=event.gone.sandbox, reason=event.gone.reason)
         case "raised":
             raised = event.raised
             return messages.Raised(
-                worker=worker, sandbox=raised.sandbox, sequence=raised.sequence, busy=raised.busy
+                worker=worker, sandbox=raised.sandbox, sequence=raised.sequence, busy=raised.busy,
+                kept=raised.kept,
             )
         case "returned":
             return messages.WorkerReturned(worker=worker, lease=event.lease)
@@ -182,6 +202,7 @@ def _inventory(inventory: worker_pb2.WorkerEvent.Inventory, worker: str) -> Inve
     return Inventory(
         worker=worker, lease=inventory.lease, nonce=inventory.incarnation.nonce, memory_mb=inventory.memory_mb,
         memory_free_mb=inventory.memory_free_mb, runtimes=tuple(inventory.runtimes),
+        invoke_address=inventory.invoke_address,
         sandboxes=tuple(
             SandboxFacts(
                 sandbox=status.sandbox, function=key_of(status.function), sequence=status.sequence,
@@ -202,9 +223,12 @@ def placement_event(order: placement_pb2.LeaseOrder) -> Event:
             return messages.Granted(
                 worker=granted.worker, address=granted.address, host=granted.host, az=granted.az,
                 lease=granted.lease, soft_end_s=granted.soft_end_s, hard_end_s=granted.hard_end_s,
+                drain_s=granted.drain_s, az_reserve=granted.az_reserve,
             )
         case "lost":
             return messages.Lost(worker=order.lost.worker, lease=order.lost.lease, reason=order.lost.reason)
+        case "hand_over":
+            return messages.HandOver(worker=order.hand_over.worker, lease=order.hand_over.lease)
         case "role":
             return messages.RoleGiven(active=order.role.active, term=order.role.term)
         case unknown:

@@ -43,6 +43,8 @@ class Dumps:
         self._data = path.read_bytes() if path.exists() else b""
         self._sent: dict[Any, int] = {}
         self._arriving: bytearray | None = None
+        self.made = 0           # of the own state
+        self.installed = 0      # a leader's
 
     # ------------------------------------------------------------ what pysyncobj calls
 
@@ -55,6 +57,7 @@ class Dumps:
         _, last, before, _ = data
         self.store(Snapshot(before=before, last=last, state=self._save()))
         self._id, self._outcome = id, SERIALIZER_STATE.SUCCESS
+        self.made += 1
 
     def getTransmissionData(self, transmissionID: Any) -> Chunk | None:  # noqa: N802, N803
         """The next chunk for a peer, or None while there is no dump."""
@@ -82,6 +85,11 @@ class Dumps:
         self._data = frame(dump.SerializeToString())
         self._sent.clear()
         replace_file(self._path, self._data, sync=self._durable)
+
+    def install(self, snapshot: Snapshot) -> None:
+        """A leader's in the place of the own one. Durable on return."""
+        self.store(snapshot)
+        self.installed += 1
 
     def read(self) -> Snapshot | None:
         """The own dump; None when there is none. Raises DamagedFileError."""

@@ -30,9 +30,9 @@ class RaftTiming:
     """Seconds. A new leader serves within about a second: a silent leader is given up after at most
     `election_max_s`."""
 
-    heartbeat_s: float = 0.15
-    election_min_s: float = 0.5
-    election_max_s: float = 0.8
+    heartbeat_s: float = 0.2
+    election_min_s: float = 0.65
+    election_max_s: float = 1.0
     fallback_s: float = 0.5            # a leader that no majority answers for this long stops leading (defect 7)
     compact_entries: int = 5_000
     compact_s: float = 3_600.0
@@ -247,7 +247,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
             if self._guard_has(snapshot.last):
                 self._guard_commit(index)
             else:
-                self._guard_dumps.store(snapshot)
+                self._guard_dumps.install(snapshot)
                 self._guard_journal.replace([snapshot.before, snapshot.last])
                 self._guard_take_over(snapshot)
         self._guard_answer(node, index + 1, success=True, reset=False)
@@ -435,6 +435,9 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
 
     def applied(self) -> int:
         return int(self._SyncObj__raftLastApplied)
+
+    def committed(self) -> int:
+        return int(self._SyncObj__raftCommitIndex)
 
     def propose(self, command: bytes) -> None:
         """Adds a command to the leader's log and sends it at once. ``is_leader`` must hold."""

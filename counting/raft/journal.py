@@ -32,7 +32,9 @@ class Journal:
         self._term = 0
         self._voted_for: str | None = None
         self._waiting: list[raft_pb2.JournalRecord] = []
+        self._failed: OSError | None = None
         self.syncs = 0
+        self.truncations = 0    # entries that another leader's replaced, by times
         self._load()
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
@@ -57,6 +59,7 @@ class Journal:
     def deleteEntriesFrom(self, entryFrom: int) -> None:  # noqa: N802, N803 - pysyncobj's names
         if entryFrom >= len(self._entries):
             return
+        self.truncations += 1
         self._write(raft_pb2.JournalRecord(truncate_from=self._entries[entryFrom][1]))
         del self._entries[entryFrom:]
 
@@ -91,21 +94,32 @@ class Journal:
         """pysyncobj saves its commit index here; ours isn't kept."""
 
     def _destroy(self) -> None:
-        self.sync()
+        if self._failed is None:
+            self.sync()
         os.close(self._file)
 
     # ------------------------------------------------------------ ours
 
     def sync(self) -> None:
-        """Writes and syncs what was added since the last sync. Does nothing when that is nothing."""
+        """Writes and syncs what was added since the last sync. Does nothing when that is nothing.
+
+        Raises OSError, for good once it did: what lies behind a write that was cut short would be cut with it at the
+        next start, and a sync that failed once says nothing when it works the next time.
+        """
+        if self._failed is not None:
+            raise self._failed
         if not self._waiting:
             return
-        view = memoryview(_framed(self._waiting))
-        self._waiting = []
-        while view:
-            view = view[os.write(self._file, view) :]
-        if self._durable:
-            os.fdatasync(self._file)
+        try:
+            view = memoryview(_framed(self._waiting))
+            self._waiting = []
+            while view:
+                view = view[os.write(self._file, view) :]
+            if self._durable:
+                os.fdatasync(self._file)
+        except OSError as error:
+            self._failed = error
+            raise
         self.syncs += 1
 
     def entries(self) -> list[Entry]:

@@ -11,6 +11,7 @@ Refuses to know the commands and how messages travel (links.py).
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from counting.raft.guards import COMMAND_BYTES_MAX, GuardedNode, Peer, RaftTimin
 from counting.raft.journal import Journal
 from protos import raft_pb2
 
-__all__ = ["COMMAND_BYTES_MAX", "Member", "RaftTiming", "Role", "StateMachine", "create"]
+__all__ = ["COMMAND_BYTES_MAX", "LogCounts", "Member", "RaftTiming", "Role", "StateMachine", "create"]
 
 _MARGIN_S = 0.001
 """pysyncobj acts when a deadline is past, not when it is reached."""
@@ -38,6 +39,15 @@ class StateMachine(Protocol):
     def save(self) -> bytes: ...
 
     def restore(self, state: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogCounts:
+    """What became of a member's log since its process began, by times."""
+
+    compactions: int
+    installs: int       # of a leader's snapshot
+    truncations: int    # entries that weren't committed gave way to another leader's
 
 
 class Role(Protocol):
@@ -111,10 +121,11 @@ class Member:
         self._journal = Journal(_journal_path(directory), member, durable=durable)
         self._transport = Transport(self._send_message, self._journal, without)
         dump_path = _dump_path(directory)
+        self._dumps = make_dumps(dump_path, machine.save, durable=durable)
         with ambient.driven(clock, generator):
             self._node = GuardedNode(
                 member, peers, timing, transport=self._transport, journal=self._journal,
-                dumps=make_dumps(dump_path, machine.save, durable=durable), dump_path=str(dump_path),
+                dumps=self._dumps, dump_path=str(dump_path),
                 apply=self._apply, restore=machine.restore, now=clock.monotonic, without=without,
             )
         if not peers:
@@ -135,6 +146,17 @@ class Member:
     def index(self) -> int:
         """The last entry that is applied here."""
         return self._node.applied()
+
+    @property
+    def committed(self) -> int:
+        """The last entry that is known here to be in a majority's logs."""
+        return self._node.committed()
+
+    @property
+    def log(self) -> LogCounts:
+        return LogCounts(
+            compactions=self._dumps.made, installs=self._dumps.installed, truncations=self._journal.truncations
+        )
 
     def propose(self, command: bytes) -> bool:
         """Puts a command into the log. False, for certain, when this member isn't leader; True promises nothing yet."""
@@ -193,9 +215,19 @@ class Member:
         try:
             with ambient.driven(self._clock, self._generator):
                 action()
+        except OSError as error:
+            self._end_without_disk(error)
         finally:
             self._driving = False
         self._after()
+
+    def _end_without_disk(self, error: OSError) -> None:
+        """A member that can't write its journal promises nothing any more. Its process ends, whoever drove it here."""
+        self._stop()
+        self._loop.call_exception_handler({
+            "message": "the journal can't be written: this member ends",
+            "exception": AssertionError(f"{error}: free space on its disk, it is started again"),
+        })
 
     def _tick(self) -> None:
         self._tick_soon = None

@@ -1,41 +1,44 @@
-"""Reading a request's body: hashed as it arrives, kept up to a limit.
+"""Reading a request's body: judged by its declared length, hashed as it arrives, kept up to a limit.
 
-Owns the bounds on memory and time for bodies. Refuses to know what is in them.
+Owns the bounds on memory for bodies. Refuses to know what is in them.
 """
 
-import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ApiError, unavailable
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 # A body over its limit is read on without being kept, so that the client gets the answer instead of a reset connection.
 DRAIN_BYTES_MAX = 134_217_728
-READ_S_MAX = 120.0
-# Bodies that come in several pieces share this much memory of one frontend; what came in one piece is small.
+# The bodies of one frontend share this much memory, until their requests are answered.
 HELD_BYTES_MAX = 536_870_912
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 class Disconnected(Exception):
-    """The client is gone before its request was complete."""
+    """The client is gone before its request was complete, or before anything was started for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """``data`` is None when the body was larger than the limit; size and hash are right all the same.
+    """``held`` are the bytes of the budget that the request gives back when it is over."""
 
-    ``held`` are the bytes of the budget that the request gives back when it is over.
-    """
-
-    data: bytes | None
-    size: int
+    data: bytes
     sha256: str
     held: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimit:
+    """How large a body may be, and what is said of one that is larger."""
+
+    bytes_max: int
+    refuse: Callable[[int], ApiError]
 
 
 class BodyBudget:
@@ -57,7 +60,7 @@ class BodyBudget:
 
     def refusal(self) -> ApiError:
         return unavailable(
-            "This frontend holds as many large requests as it may.",
+            "This frontend holds as much of requests as it may.",
             detail={
                 "limit_bytes": self._max,
                 "held_bytes": self.held,
@@ -67,79 +70,74 @@ class BodyBudget:
         )
 
 
-async def read_body(receive: Receive, limit: int, budget: BodyBudget) -> Body:
+def check_declared(headers: RawHeaders, limit: BodyLimit) -> None:
+    """Judge the length that a request declares, before anything of it is read. Raises ApiError (413)."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit() and int(value) > limit.bytes_max:
+            raise limit.refuse(int(value))
+
+
+async def until_gone(receive: Receive) -> None:
+    """Returns when the client has gone. For a request whose body was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_body(receive: Receive, limit: BodyLimit, budget: BodyBudget) -> Body:
     """Read the whole body.
 
-    Raises ApiError (408: not complete in time, 503: the budget is used up, 413: more than is read at all) and
-    Disconnected. Nothing of the budget is held then.
+    Raises ApiError (413: larger than the limit; 503: the budget is used up) and Disconnected. Nothing of the budget is
+    held then, and what came of the body was read, so that the client gets the answer. How long a body may take is the
+    connection's to judge (``http_connection.py``).
     """
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         data = message.get("body", b"")
-        digest = hashlib.sha256(data).hexdigest() if data else EMPTY_SHA256
-        return Body(data=data if len(data) <= limit else None, size=len(data), sha256=digest)
-    pieces = _Pieces(limit, budget)
+        if len(data) > limit.bytes_max:
+            raise limit.refuse(len(data))
+        if not budget.take(len(data)):
+            raise budget.refusal()
+        return Body(data=data, sha256=hashlib.sha256(data).hexdigest() if data else EMPTY_SHA256, held=len(data))
+    chunks: list[bytes] = []
+    digest = hashlib.sha256()
+    held = 0
     try:
-        async with asyncio.timeout(READ_S_MAX):
-            while True:
-                if message["type"] == "http.disconnect":
-                    raise Disconnected
-                pieces.add(message.get("body", b""))
-                if not message.get("more_body"):
-                    return pieces.body()
-                message = await receive()
-    except BaseException as error:
-        pieces.drop()
-        if isinstance(error, TimeoutError):
-            raise ApiError(
-                "RequestTimeoutException", 408, f"The request's body was not complete after {READ_S_MAX:.0f} s."
-            ) from None
+        while True:
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            chunk = message.get("body", b"")
+            if held + len(chunk) > limit.bytes_max:
+                chunks.clear()
+                raise limit.refuse(held + len(chunk) + await _discard_rest(receive, message))
+            if not budget.take(len(chunk)):
+                chunks.clear()
+                refusal = budget.refusal()
+                await _discard_rest(receive, message)
+                raise refusal
+            held += len(chunk)
+            digest.update(chunk)
+            chunks.append(chunk)
+            if not message.get("more_body"):
+                return Body(data=b"".join(chunks), sha256=digest.hexdigest(), held=held)
+            message = await receive()
+    except BaseException:
+        budget.give(held)
         raise
 
 
-class _Pieces:
-    """A body as it arrives. Past its limit or the budget it is only hashed and counted."""
+async def discard(receive: Receive, headers: RawHeaders) -> None:
+    """Read a body that nobody wants, unless its client waits to be told to go on. Raises Disconnected."""
+    if any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers):
+        return
+    await _discard_rest(receive, {"more_body": True})
 
-    def __init__(self, limit: int, budget: BodyBudget) -> None:
-        self._limit = limit
-        self._budget = budget
-        self._chunks: list[bytes] = []
-        self._digest = hashlib.sha256()
-        self._size = 0
-        self._held = 0
-        self._refused = False
 
-    def add(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        self._digest.update(chunk)
-        if self._size > DRAIN_BYTES_MAX:
-            raise ApiError(
-                "RequestEntityTooLargeException",
-                413,
-                f"The request's body has more than {DRAIN_BYTES_MAX} bytes, the rest wasn't read.",
-            )
-        if self._refused or self._size > self._limit:
-            self.drop()
-        elif self._budget.take(len(chunk)):
-            self._held += len(chunk)
-            self._chunks.append(chunk)
-        else:
-            self._refused = True
-            self.drop()
-
-    def drop(self) -> None:
-        """Keep nothing and give everything back."""
-        self._chunks.clear()
-        self._budget.give(self._held)
-        self._held = 0
-
-    def body(self) -> Body:
-        if self._refused:
-            raise self._budget.refusal()
-        whole = self._size <= self._limit
-        return Body(
-            data=b"".join(self._chunks) if whole else None,
-            size=self._size,
-            sha256=self._digest.hexdigest(),
-            held=self._held,
-        )
+async def _discard_rest(receive: Receive, message: MutableMapping[str, Any]) -> int:
+    """What comes after ``message``: how many bytes. Raises Disconnected."""
+    size = 0
+    while message.get("more_body") and size <= DRAIN_BYTES_MAX:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        size += len(message.get("body", b""))
+    return size

@@ -171,16 +171,27 @@ def _number(shape: Shape, value: float) -> float:
     return min(max(int(value), low), high)
 
 
-def _blob(text: str) -> bytes:
-    """Strict base64. The library's own strict mode takes twice as long: 0.4 s of the event loop for 50 MB.
+# Characters of base64 that are decoded in one step: a step keeps the interpreter to itself for about 2 ms.
+BLOB_STEP = 1 << 20
 
-    The lenient mode drops what isn't base64, so that whatever was dropped shows in the length.
+
+def _blob(text: str) -> bytes:
+    """Strict base64. The library's own strict mode takes twice as long: 0.4 s for 50 MB.
+
+    The lenient mode drops what isn't base64, so that whatever was dropped shows in the length. In steps, so that the
+    event loop gets its turns where this runs in a thread.
     """
+    pieces = [_blob_piece(text[at:at + BLOB_STEP], last=at + BLOB_STEP >= len(text))
+              for at in range(0, len(text), BLOB_STEP)]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _blob_piece(text: str, *, last: bool) -> bytes:
     try:
         data = binascii.a2b_base64(text)
     except (binascii.Error, ValueError):
         data = None
-    padding = 2 if text.endswith("==") else 1 if text.endswith("=") else 0
+    padding = (2 if text.endswith("==") else 1 if text.endswith("=") else 0) if last else 0
     if data is None or len(text) % 4 or len(data) != len(text) // 4 * 3 - padding:
         raise serialization("A blob of the request is not base64")
     return data

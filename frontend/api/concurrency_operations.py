@@ -12,35 +12,30 @@ from .errors import ApiError, function_not_found, invalid_parameter
 from .function_operations import CODE_BYTES_MAX
 from .ports import BelowFloor
 
-UNRESERVED_FLOOR = 100
-
 
 async def put_function_concurrency(services: Services, request: Request) -> Answer:
     target = unqualified_target(services, request)
     wanted: int = request.parameters["ReservedConcurrentExecutions"]
     await existing(services, target, arn=f"{target.arn}:{LATEST}")
-    limits = await services.limits.get(request.account)
-    others = sum(value for name, value in limits.reserved.items() if name != target.name)
-    if others + wanted > limits.concurrency - UNRESERVED_FLOOR:
-        raise _below_floor(limits.concurrency, others, wanted)
     try:
         changed = await services.limits.put_reserved(request.account, target.name, wanted)
-    except BelowFloor:
-        raise _below_floor(limits.concurrency, others, wanted) from None
+    except BelowFloor as below:
+        raise _below_floor(below, wanted) from None
     if changed:
         await _touched(services, target)
     return Answer(result={"ReservedConcurrentExecutions": wanted})
 
 
-def _below_floor(limit: int, others: int, wanted: int) -> ApiError:
+def _below_floor(below: BelowFloor, wanted: int) -> ApiError:
+    limit, others = below.account_limit, below.reserved_elsewhere
     return invalid_parameter(
         "Specified ReservedConcurrentExecutions for function decreases account's UnreservedConcurrentExecution "
-        f"below its minimum value of [{UNRESERVED_FLOOR}].",
+        f"below its minimum value of [{below.floor}].",
         detail={
             "limit": limit,
             "reserved_by_others": others,
             "wanted": wanted,
-            "free_to_reserve": max(0, limit - UNRESERVED_FLOOR - others),
+            "free_to_reserve": max(0, limit - below.floor - others),
             "remedy": "Reserve less, or lower another function's reservation.",
         },
     )

@@ -3,6 +3,7 @@
 Owns the order of checks of these operations. Refuses to know how records change (frontend.functions) and are kept.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -33,6 +34,8 @@ from .honoured import refuse_unhonoured
 from .tag_operations import check_tags
 
 PAGE_MAX = 50
+# An archive this large may have thousands of entries: they are read off the event loop.
+ARCHIVE_BYTES_LARGE = 1_048_576
 CODE_BYTES_MAX = 80_530_636_800  # 75 GiB per account
 
 
@@ -44,7 +47,7 @@ async def create_function(services: Services, request: Request) -> Answer:
     kept = new_configuration(given, services.model, services.runtimes())
     tags = given.get("Tags", {})
     check_tags(tags)
-    archive = _archive(given["Code"])
+    archive = await _archive(given["Code"])
     if await services.functions.get(request.account, target.name) is not None:
         raise _exists(target.name)
     await _check_room(services, request.account, len(archive))
@@ -75,12 +78,15 @@ def _exists(name: str) -> ApiError:
     return conflict(f"Function already exist: {name}")
 
 
-def _archive(code: Mapping[str, Any]) -> bytes:
+async def _archive(code: Mapping[str, Any]) -> bytes:
     """The archive of a request, checked as far as that needs no unpacking."""
     archive: bytes | None = code.get("ZipFile")
     if archive is None:
         raise invalid_parameter("Please provide a source for function code.")
-    check_archive(archive)
+    if len(archive) > ARCHIVE_BYTES_LARGE:
+        await asyncio.to_thread(check_archive, archive)
+    else:
+        check_archive(archive)
     return archive
 
 
@@ -157,7 +163,7 @@ async def update_function_code(services: Services, request: Request) -> Answer:
     refuse_unhonoured(request.operation, given, target.name)
     current = await existing(services, target)
     _guard(current, given, target.unqualified_arn)
-    archive = _archive(given)
+    archive = await _archive(given)
     if given.get("DryRun"):
         digest = hashlib.sha256(archive).hexdigest()
         would_be = replace(current, code=Code(sha256=digest, size_bytes=len(archive)))
@@ -209,7 +215,8 @@ def _guard(record: FunctionRecord, given: Mapping[str, Any], arn: str) -> None:
 async def delete_function(services: Services, request: Request) -> Answer:
     target = target_of(services, request)
     name = target.name
-    if await services.functions.get(request.account, name) is None:
+    record = await services.functions.get(request.account, name)
+    if record is None:
         raise function_not_found(target.arn)
     if target.qualifier == LATEST:
         raise invalid_parameter("$LATEST version cannot be deleted without deleting the function.")
@@ -223,7 +230,7 @@ async def delete_function(services: Services, request: Request) -> Answer:
     stored = await services.functions.delete(request.account, name)
     if stored is None:
         raise function_not_found(target.arn)
-    await services.settling.deleted(stored)
+    await services.settling.deleted(record, stored)
     return Answer(result={}, status=204)
 
 

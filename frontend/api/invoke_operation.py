@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -22,7 +22,7 @@ from .context import Services, busy
 from .errors import ApiError, function_not_found, invalid_content
 from .honoured import refuse_unhonoured
 from .model import Operation
-from .ports import InvokeRequest
+from .ports import Deleted, InvokeRequest
 from .routes import query_pairs
 
 OPERATION = "Invoke"
@@ -81,8 +81,9 @@ async def invoke(
     query: bytes,
     headers: list[tuple[bytes, bytes]],
     body: bytes,
+    gone: Callable[[], Awaitable[None]] | None = None,
 ) -> Invoked:
-    """Answer one Invoke. Raises ApiError, or a refusal or fault of the data path."""
+    """Answer one Invoke. Raises ApiError, Disconnected, or a refusal or fault of the data path."""
     asked = read(services, account, raw_path, query, headers)
     record = await _function(services, asked.target)
     if record.phase is Phase.CREATING:
@@ -91,20 +92,23 @@ async def invoke(
     if asked.dry_run:
         return Invoked(status=204, headers=[], body=b"")
     trace_id = _trace(services, asked.trace)
-    answer = await services.invoker.invoke(
-        InvokeRequest(
-            request_id=request_id,
-            account=account,
-            function=record,
-            qualifier=asked.target.qualifier,
-            invoked_arn=asked.target.arn,
-            payload=body or b"{}",
-            client_context=asked.client_context,
-            log_tail=asked.log_tail,
-            trace_id=trace_id,
-            deadline=services.clock.monotonic() + record.configuration.timeout_s + MARGIN_S,
-        )
+    request = InvokeRequest(
+        request_id=request_id,
+        account=account,
+        function=record,
+        qualifier=asked.target.qualifier,
+        invoked_arn=asked.target.arn,
+        payload=body or b"{}",
+        client_context=asked.client_context,
+        log_tail=asked.log_tail,
+        trace_id=trace_id,
+        deadline=services.clock.monotonic() + record.configuration.timeout_s + MARGIN_S,
+        gone=gone,
     )
+    try:
+        answer = await services.invoker.invoke(request)
+    except Deleted:
+        raise _unknown(asked.target) from None
     out: Headers = [
         (b"content-type", b"application/json"),
         (b"x-amz-executed-version", answer.executed_version.encode()),
@@ -129,7 +133,11 @@ async def _function(services: Services, target: Target) -> FunctionRecord:
             record = await services.functions.get(target.account, target.name)
         if record is not None:
             return record
-    raise function_not_found(target.arn if target.qualifier else f"{target.arn}:{LATEST}")
+    raise _unknown(target)
+
+
+def _unknown(target: Target) -> ApiError:
+    return function_not_found(target.arn if target.qualifier else f"{target.arn}:{LATEST}")
 
 
 # ---- the request

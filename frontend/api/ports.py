@@ -4,7 +4,7 @@ Owns these interfaces and the values that cross them. Refuses to know who implem
 path, the ledger's client and the metadata store; tests use small ones in memory.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,10 @@ class Functions(Protocol):
 
     def cached(self, account: str, name: str) -> FunctionRecord | None:
         """The record as this frontend's watch has it: no storage on the warm path. None also means "don't know"."""
+        ...
+
+    def newest(self, record: FunctionRecord) -> FunctionRecord | None:
+        """What a request that came with ``record`` has to run by now; None: it was deleted meanwhile."""
         ...
 
     async def get(self, account: str, name: str) -> FunctionRecord | None: ...
@@ -40,8 +44,8 @@ class Settling(Protocol):
         """Complete the record's phase in the background, once every live frontend knows store revision ``stored``."""
         ...
 
-    async def deleted(self, stored: int) -> None:
-        """Return when every live frontend knows the deletion, or after a short bound."""
+    async def deleted(self, record: FunctionRecord, stored: int) -> None:
+        """Return when every live frontend knows the deletion and nothing starts any more, or after a short bound."""
         ...
 
 
@@ -69,7 +73,13 @@ class AccountLimits:
 
 
 class BelowFloor(Exception):
-    """The ledger refused a reservation: the account's unreserved rest would fall below its floor."""
+    """The ledger refused a reservation: the account's unreserved rest would fall below ``floor``."""
+
+    def __init__(self, *, account_limit: int, reserved_elsewhere: int, floor: int) -> None:
+        super().__init__(f"{account_limit} - {reserved_elsewhere} reserved leaves less than {floor}")
+        self.account_limit = account_limit
+        self.reserved_elsewhere = reserved_elsewhere
+        self.floor = floor
 
 
 class Limits(Protocol):
@@ -87,7 +97,10 @@ class Limits(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvokeRequest:
-    """One synchronous invoke, authenticated and checked. ``deadline`` is on the monotonic clock, in seconds."""
+    """One synchronous invoke, authenticated and checked. ``deadline`` is on the monotonic clock, in seconds.
+
+    ``gone`` returns when the client has gone; None: nobody can tell.
+    """
 
     request_id: str
     account: str
@@ -99,6 +112,7 @@ class InvokeRequest:
     log_tail: bool
     trace_id: str
     deadline: float
+    gone: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +149,15 @@ class Unavailable(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Deleted(Exception):
+    """The function was deleted while the request waited: nothing was started."""
+
+
 class Invoker(Protocol):
     """The data path."""
 
     async def invoke(self, request: InvokeRequest) -> InvokeAnswer:
-        """Run it. Raises Throttled, Unavailable, or a Fault (whose ``definite`` says whether it may have run)."""
+        """Run it. Raises Throttled, Unavailable, Deleted, or a Fault: ``definite`` says whether it may have run."""
         ...
 
 

@@ -1,24 +1,21 @@
-"""Signature Version 4, header form, verified on the server (reference section 9).
+"""Signature Version 4 verified on the server (reference section 9), for the header form and for presigned URLs.
 
-Owns parsing of the Authorization header, the canonical request over raw bytes, the signature and the errors of section
-9.4. Refuses to know where keys are kept and what a request means. Verification has two steps, so that a request that
-can't be right is refused before its body is read: ``begin`` judges everything but the signature, ``finish`` that.
+Owns scope, time, the canonical request over raw bytes, and the signature. Refuses to know where keys are kept and what
+a request means. Verification has two steps, so that a request that can't be right is refused before its body is read:
+``begin`` judges everything but the signature, ``finish`` that.
 """
 
 import calendar
 import hashlib
 import hmac
-import re
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from frontend.api.errors import ApiError
+from . import refused
+from .claims import ALGORITHM, SIGNATURE, Claim, Credential, RawHeaders
 
-ALGORITHM = b"AWS4-HMAC-SHA256"
 SERVICE = "lambda"
 TERMINATOR = "aws4_request"
 SKEW_S = 300
@@ -27,36 +24,6 @@ DERIVED_KEYS_MAX = 4096
 # Headers that say what is asked: changing one must break the signature. AWS's strictness here isn't documented.
 _MUST_BE_SIGNED = b"x-amz-"
 _UNRESERVED = "-_.~"
-_AMZ_DATE = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
-
-MISMATCH = (
-    "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key "
-    "and signing method. Consult the service documentation for details."
-)
-INVALID_TOKEN = "The security token included in the request is invalid"  # noqa: S105 - AWS's text, not a secret
-
-RawHeaders = Sequence[tuple[bytes, bytes]]
-
-
-class Credential(NamedTuple):
-    """The Credential parameter, taken apart."""
-
-    key_id: str
-    date: str
-    region: str
-    service: str
-    terminator: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """What a request says of its own signing. Nothing of it is proved."""
-
-    credential: Credential
-    signed_headers: tuple[bytes, ...]
-    signature: bytes
-    amz_date: str
-    has_token: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +35,7 @@ class Begun:
 
 
 class Verifier:
-    """Verifies requests to one region. Derived keys are cached per key, secret and date."""
+    """Verifies requests to one region. Derived keys are cached per key, secret and date: the 4,096 last used."""
 
     def __init__(self, region: str) -> None:
         self._region = region
@@ -76,11 +43,8 @@ class Verifier:
 
     def begin(self, claim: Claim, secret: str, now: float) -> Begun:
         """Judge scope and time; ``now`` in Unix seconds. Raises ApiError (403)."""
-        if claim.has_token:
-            # Long-term keys have no session token, so that whatever was sent is wrong.
-            raise _refused("UnrecognizedClientException", INVALID_TOKEN)
         self._check_scope(claim)
-        _check_time(claim.amz_date, now)
+        _check_time(claim, now)
         return Begun(claim=claim, signing_key=self._key(claim.credential, secret))
 
     def _check_scope(self, claim: Claim) -> None:
@@ -101,7 +65,7 @@ class Verifier:
                 f"'{credential.date}' != '{claim.amz_date[:8]}', from '{claim.amz_date}'."
             )
         if wrong:
-            raise _refused("InvalidSignatureException", wrong)
+            raise refused.invalid_signature(wrong)
 
     def _key(self, credential: Credential, secret: str) -> bytes:
         at = (credential.key_id, secret, credential.date)
@@ -111,6 +75,8 @@ class Verifier:
             self._derived[at] = key
             if len(self._derived) > DERIVED_KEYS_MAX:
                 self._derived.popitem(last=False)
+        else:
+            self._derived.move_to_end(at)
         return key
 
 
@@ -130,18 +96,16 @@ def finish(
     declared = values.get(b"x-amz-content-sha256", b"").decode("latin-1")
     signed = claim.signed_headers
     if declared and declared != body_sha256:
-        raise _refused("InvalidSignatureException", MISMATCH, detail="X-Amz-Content-SHA256 isn't the body's SHA-256.")
+        raise refused.mismatch("X-Amz-Content-SHA256 isn't the body's SHA-256.")
     if b"host" not in signed or any(name not in values for name in signed):
-        raise _refused("InvalidSignatureException", MISMATCH, detail="A signed header is missing, or Host.")
+        raise refused.mismatch("A signed header is missing, or Host.")
     for name in values:
         if name.startswith(_MUST_BE_SIGNED) and name not in signed:
-            raise _refused(
-                "InvalidSignatureException", MISMATCH, detail=f"The header {name.decode('latin-1')} isn't signed."
-            )
+            raise refused.mismatch(f"The header {name.decode('latin-1')} isn't signed.")
     canonical = b"\n".join((
         method.encode(),
         canonical_path(raw_path),
-        canonical_query(query),
+        canonical_query(query, without=b"" if claim.expires_s is None else SIGNATURE),
         *(name + b":" + values[name] for name in signed),
         b"",
         b";".join(signed),
@@ -155,7 +119,7 @@ def finish(
     ))
     ours = hmac.digest(begun.signing_key, to_sign, "sha256").hex().encode()
     if not hmac.compare_digest(ours, claim.signature):
-        raise _refused("InvalidSignatureException", MISMATCH)
+        raise refused.mismatch()
 
 
 def signing_key(secret: str, date: str, region: str) -> bytes:
@@ -166,105 +130,30 @@ def signing_key(secret: str, date: str, region: str) -> bytes:
     return key
 
 
-# ---- what the client claims
+# ---- time
 
 
-def read_claim(headers: RawHeaders) -> Claim:
-    """The claim in the headers. Raises ApiError: MissingAuthenticationToken or IncompleteSignature."""
-    authorization = amz_date = http_date = b""
-    has_token = False
-    for raw_name, value in headers:
-        name = raw_name.lower()
-        if name == b"authorization":
-            authorization = value.strip()
-        elif name == b"x-amz-date":
-            amz_date = value.strip()
-        elif name == b"date":
-            http_date = value.strip()
-        elif name == b"x-amz-security-token":
-            has_token = True
-    if not authorization:
-        raise _refused("MissingAuthenticationTokenException", "Missing Authentication Token")
-    date = amz_date.decode("latin-1") or _from_http_date(http_date.decode("latin-1"))
-    algorithm, _, rest = authorization.partition(b" ")
-    parameters = _parameters(rest) if algorithm == ALGORITHM else {}
-    if not (date and {b"Credential", b"Signature", b"SignedHeaders"} <= parameters.keys()):
-        _incomplete(authorization, parameters, date)
-    if not _AMZ_DATE.fullmatch(date):
-        raise _refused(
-            "IncompleteSignatureException",
-            f"Date must be in ISO-8601 'basic format'. Got '{date}'. See http://en.wikipedia.org/wiki/ISO_8601",
-        )
-    return Claim(
-        credential=_credential(parameters[b"Credential"].decode("latin-1")),
-        signed_headers=tuple(parameters[b"SignedHeaders"].lower().split(b";")),
-        signature=parameters[b"Signature"],
-        amz_date=date,
-        has_token=has_token,
-    )
-
-
-def _parameters(text: bytes) -> dict[bytes, bytes]:
-    found = {}
-    for part in text.split(b","):
-        name, _, value = part.strip().partition(b"=")
-        if value:
-            found[name] = value
-    return found
-
-
-def _incomplete(authorization: bytes, parameters: dict[bytes, bytes], date: str) -> NoReturn:
-    missing = [
-        f"Authorization header requires '{name}' parameter."
-        for name in ("Credential", "Signature", "SignedHeaders")
-        if name.encode() not in parameters
-    ]
-    if not date:
-        missing.append("Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header.")
-    shown = authorization.decode("latin-1")
-    raise _refused("IncompleteSignatureException", f"{' '.join(missing)} Authorization={shown}")
-
-
-
-def _credential(text: str) -> Credential:
-    parts = text.split("/")
-    if len(parts) != 5:
-        raise _refused(
-            "IncompleteSignatureException",
-            "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, "
-            f"got '{text}'",
-        )
-    return Credential(*parts)
-
-
-def _from_http_date(text: str) -> str:
-    """The Date header in the basic ISO form; some clients already send it so."""
-    if not text or _AMZ_DATE.fullmatch(text):
-        return text
-    try:
-        return time.strftime("%Y%m%dT%H%M%SZ", time.strptime(text, "%a, %d %b %Y %H:%M:%S GMT"))
-    except ValueError:
-        return ""
-
-
-def _check_time(amz_date: str, now: float) -> None:
+def _check_time(claim: Claim, now: float) -> None:
+    amz_date = claim.amz_date
     try:
         at = _seconds(amz_date)
     except ValueError:
-        raise _refused(
-            "IncompleteSignatureException",
-            f"Date must be in ISO-8601 'basic format'. Got '{amz_date}'. See http://en.wikipedia.org/wiki/ISO_8601",
-        ) from None
-    if at < now - SKEW_S:
-        raise _refused(
-            "InvalidSignatureException",
-            f"Signature expired: {amz_date} is now earlier than {basic(now - SKEW_S)} ({basic(now)} - 5 min.)",
+        raise refused.malformed_date(amz_date) from None
+    good_for_s = SKEW_S if claim.expires_s is None else claim.expires_s
+    if at < now - good_for_s:
+        raise refused.invalid_signature(
+            f"Signature expired: {amz_date} is now earlier than {basic(now - good_for_s)} "
+            f"({basic(now)} - {_span(good_for_s)})"
         )
     if at > now + SKEW_S:
-        raise _refused(
-            "InvalidSignatureException",
-            f"Signature not yet current: {amz_date} is still later than {basic(now + SKEW_S)} ({basic(now)} + 5 min.)",
+        raise refused.invalid_signature(
+            f"Signature not yet current: {amz_date} is still later than {basic(now + SKEW_S)} "
+            f"({basic(now)} + {_span(SKEW_S)})"
         )
+
+
+def _span(seconds: int) -> str:
+    return f"{seconds} sec." if seconds % 60 else f"{seconds // 60} min."
 
 
 def _seconds(amz_date: str) -> int:
@@ -301,8 +190,11 @@ def canonical_path(raw_path: bytes) -> bytes:
     return quote_from_bytes(path, safe="/~").encode()
 
 
-def canonical_query(query: bytes) -> bytes:
-    """The pairs decoded and encoded again with the unreserved characters, sorted by name and value."""
+def canonical_query(query: bytes, *, without: bytes = b"") -> bytes:
+    """The pairs decoded and encoded again with the unreserved characters, sorted by name and value.
+
+    ``without``: a name that is left out. A presigned URL's signature doesn't sign itself.
+    """
     if not query:
         return b""
     pairs = []
@@ -310,18 +202,10 @@ def canonical_query(query: bytes) -> bytes:
         if part:
             name, _, value = part.partition(b"=")
             pairs.append((_encoded(name), _encoded(value)))
+    if without:
+        pairs = [pair for pair in pairs if pair[0] != without]
     return b"&".join(name + b"=" + value for name, value in sorted(pairs))
 
 
 def _encoded(text: bytes) -> bytes:
     return quote_from_bytes(unquote_to_bytes(text), safe=_UNRESERVED).encode()
-
-
-def _refused(code: str, message: str, *, detail: str | None = None) -> ApiError:
-    return ApiError(code, 403, message, detail=detail)
-
-
-def unknown_key(key_id: str) -> ApiError:
-    """The answer for an access key that no account has."""
-    detail = f"No account has the access key {key_id}."
-    return _refused("UnrecognizedClientException", INVALID_TOKEN + ".", detail=detail)

@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from chassis.beat import next_beat
 from chassis.clock import Clock
 from chassis.faults import Fault, FaultCode
 from chassis.process import Tasks
@@ -30,18 +31,24 @@ LIMIT_S = 15.0            # a change of limits answers after 10 s at most, and a
 _log = structlog.get_logger(__name__)
 
 _Outbox = Outbox[counting_pb2.FrontendMessage]
+_Up = counting_pb2.FrontendMessage
 
 
 class CountingLinks:
     """Streams to all members. What they say goes to ``feed``; what the core says comes by ``send``."""
 
     def __init__(
-        self, *, network: Network, members: tuple[str, ...], node: str, nonce: int, feed: Callable[[m.Event], None]
+        self, *, network: Network, members: tuple[str, ...], node: str, nonce: int, feed: Callable[[m.Event], None],
+        usage: Callable[[], dict[Pool, tuple[int, int]]], on_gone: Callable[[list[tuple[str, int]]], None],
     ) -> None:
+        """``usage``: (held, in use) by pool, told with a heartbeat when it changed. ``on_gone`` hears of workers."""
         self._members = members
         self._node = node
         self._nonce = nonce
         self._feed = feed
+        self._usage = usage
+        self._on_gone = on_gone
+        self._told: dict[Pool, tuple[int, int]] = {}
         self._channels = {address: network.connect(address, service="counting") for address in members}
         self._outboxes: dict[int, _Outbox] = {}
         self._addresses: dict[int, str] = {}
@@ -54,6 +61,7 @@ class CountingLinks:
     def start(self) -> None:
         for address in self._members:
             self._tasks.start(self._follow(address), name=f"counting at {address}")
+        self._tasks.start(self._beat(), name="heartbeat to counting")
 
     async def close(self) -> None:
         await self._tasks.cancel()
@@ -68,6 +76,11 @@ class CountingLinks:
         except TimeoutError:
             return False
         return True
+
+    @property
+    def has_session(self) -> bool:
+        """Whether it ever had one: blocks that are held serve on without the ledger (rule 8)."""
+        return self._welcomed.is_set()
 
     async def goodbye(self, timeout_s: float) -> bool:
         """Waits for the leader's word that the session is closed; whether it came."""
@@ -89,6 +102,13 @@ class CountingLinks:
         if outbox is not None:
             outbox.put(to_wire(message, self._node, self._nonce))
 
+    def ask_gone(self, incarnations: list[tuple[str, int]]) -> None:
+        """Asks the leader which of these workers are members no more; without one, the next question is soon."""
+        outbox = self._outboxes.get(self._leader or 0)
+        if outbox is not None:
+            asked = [common_pb2.Incarnation(host=host, nonce=nonce) for host, nonce in incarnations]
+            outbox.put(_Up(ask_gone=_Up.AskGone(incarnations=asked)))
+
     async def _follow(self, address: str) -> None:
         while True:
             self._links += 1
@@ -96,7 +116,6 @@ class CountingLinks:
             stream = self._channels[address].stream(counting_rpc.FRONTEND)
             outbox: _Outbox = Outbox(stream)
             self._outboxes[link], self._addresses[link] = outbox, address
-            beat = self._tasks.start(self._beat(link, outbox), name=f"heartbeat to {address}")
             self._feed(m.LinkUp(link=link))
             try:
                 await converse(stream, outbox, partial(self._hear, link))
@@ -104,22 +123,34 @@ class CountingLinks:
                 _log.debug("counting", address=address, fault=fault.message)
             finally:
                 stream.cancel()
-                beat.cancel()
                 del self._outboxes[link], self._addresses[link]
                 self._feed(m.LinkDown(link=link, cause=address))
             await asyncio.sleep(REDIAL_S)
 
-    async def _beat(self, link: int, outbox: _Outbox) -> None:
-        heartbeat = counting_pb2.FrontendMessage(heartbeat=counting_pb2.FrontendMessage.Heartbeat())
+    async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            if self._leader == link:
-                outbox.put(heartbeat)
+            await next_beat(HEARTBEAT_S)
+            outbox = self._outboxes.get(self._leader or 0)
+            if outbox is not None:
+                outbox.put(_Up(heartbeat=_Up.Heartbeat(holdings=self._changed())))
+
+    def _changed(self) -> list[counting_pb2.FrontendMessage.Holding]:
+        """What of each pool's use the leader doesn't know yet. Nothing is held: nothing is in use."""
+        told, self._told = self._told, self._usage()
+        gone = dict.fromkeys((pool for pool in told if pool not in self._told), (0, 0))
+        news = {pool: now for pool, now in self._told.items() if told.get(pool) != now} | gone
+        return [
+            _Up.Holding(pool=pool_to_wire(pool), held=held, in_use=in_use) for pool, (held, in_use) in news.items()
+        ]
 
     def _hear(self, link: int, answer: counting_pb2.FrontendAnswer) -> None:
+        if answer.HasField("gone"):
+            self._on_gone([(i.host, i.nonce) for i in answer.gone.incarnations])
+            return
         event = from_wire(link, answer)
         if isinstance(event, m.Welcomed):
             self._leader = link
+            self._told = {}
             self._welcomed.set()
         elif isinstance(event, m.Fenced):
             self._over.set()
@@ -162,7 +193,11 @@ class Limits:
                         self._tell_outstanding(account, function, answer)
                         return answer.changed
                     case "below_floor":
-                        raise BelowFloor
+                        below = answer.below_floor
+                        raise BelowFloor(
+                            account_limit=below.account_limit, reserved_elsewhere=below.reserved_elsewhere,
+                            floor=below.floor,
+                        )
                     case _:
                         continue
             await self._pause(deadline, "the reservation is not known to have been set")

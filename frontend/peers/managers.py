@@ -49,6 +49,10 @@ class Managers:
         self._on_break = on_break
         self._links: dict[str, ManagerLink] = {}
         self._tasks = Tasks()
+        self._owners_version = 0
+        self._closed = False
+        self.on_owners: Callable[[], None] = lambda: None      # functions have other managers now
+        directory.observe(self._see)
 
     def owner(self, account: str, function: str) -> Manager | None:
         """Who manages the function by the newest map; None while nobody does."""
@@ -70,14 +74,50 @@ class Managers:
             self._tasks.start(self._run(link), name=f"reserve stream to {manager.node}")
         return link
 
-    def revised(self, function: common_pb2.FunctionId, *, deleted: bool) -> None:
-        """This frontend serves the revision: the function's manager may let older sandboxes go."""
+    def revised(self, function: common_pb2.FunctionId, *, deleted: bool, vouched: bool = False) -> None:
+        """This frontend serves the revision: the function's manager may let older sandboxes go.
+
+        ``vouched``: its copy is certainly current, so that frontends that can't know may be served the same.
+        """
         owner = self.owner(function.account, function.function)
-        if owner is not None:
-            self.link(owner).put(_Request(revised=_Request.Revised(function=function, deleted=deleted)))
+        if owner is not None and not self._closed:  # a copy says it late, and no stream may be opened for that then
+            revised = _Request.Revised(function=function, deleted=deleted, vouched=vouched)
+            self.link(owner).put(_Request(revised=revised))
+
+    @property
+    def waiting(self) -> int:
+        """Questions that no manager has answered yet."""
+        return sum(link.waiting for link in self._links.values())
+
+    async def retire(self, function: common_pb2.FunctionId, *, deleted: bool) -> None:
+        """Returns when nothing older than the revision (``deleted``: nothing up to it) can start any more.
+
+        Only the function's manager hands out rights to start, so that where none is active nothing is to be waited for.
+        Raises Fault (definite) when it can't be reached or isn't the manager any more: ask again.
+        """
+        owner = self.owner(function.account, function.function)
+        if owner is None:
+            return
+        what = "deletion" if deleted else "revision"
+        asked = f"{what} {function.revision} of {function.account}/{function.function}"
+        revised = _Request.Revised(function=function, deleted=deleted)
+        reply = await self.link(owner).ask(_Request(invocation=asked, revised=revised))
+        if not reply.HasField("retired"):
+            raise Fault(f"manager {owner.node} did not take the {asked}: {reply.refused.message}", definite=True)
 
     async def close(self) -> None:
+        self._closed = True
         await self._tasks.cancel()
+
+    def _see(self, directory: Directory) -> None:
+        """Who asked a manager that owns nothing any more asks its successor: the old one may never answer."""
+        if directory.owners_version != self._owners_version:
+            self._owners_version = directory.owners_version
+            self.on_owners()
+        owners = {owner.manager for owner in directory.owners}
+        for link in self._links.values():
+            if link.manager.node not in owners and owners:
+                link.give_up(f"its functions are {' and '.join(sorted(owners))}'s")
 
     async def _run(self, link: "ManagerLink") -> None:
         try:
@@ -101,11 +141,19 @@ class ManagerLink:
         self._waiting: dict[str, asyncio.Future[_Reply]] = {}
         self.put(_Request(hello=_Request.Hello(frontend=node)))
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     async def reserve(self, invocation: str, reserve: "_Request.Reserve") -> "_Reply":
         """The manager's reply. Raises Fault (definite) when the stream breaks; a cancelled one leaves none behind."""
+        return await self.ask(_Request(invocation=invocation, reserve=reserve))
+
+    async def ask(self, request: "_Request") -> "_Reply":
+        invocation = request.invocation
         future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         self._waiting[invocation] = future
-        self.put(_Request(invocation=invocation, reserve=reserve))
+        self.put(request)
         try:
             return await future
         except asyncio.CancelledError:
@@ -125,6 +173,13 @@ class ManagerLink:
         if not self.over:
             self._outbox.put(request)
 
+    def give_up(self, reason: str) -> None:
+        """Nobody waits for this manager any longer. What it still answers is given back at once."""
+        for invocation, future in self._waiting.items():
+            if not future.done():
+                future.set_exception(Fault(f"manager {self.manager.node}: {reason}", definite=True))
+                self.put(_Request(invocation=invocation, cancel=_Request.Cancel()))
+
     async def run(self) -> None:
         reason = "it closed the stream"
         try:
@@ -134,9 +189,7 @@ class ManagerLink:
         finally:
             self.over = True
             self._stream.cancel()
-            for future in self._waiting.values():
-                if not future.done():
-                    future.set_exception(Fault(f"manager {self.manager.node} is away: {reason}", definite=True))
+            self.give_up(f"it is away: {reason}")
             _log.info("reserve stream over", manager=self.manager.node, reason=reason)
             await self._channel.close()
 

@@ -5,10 +5,14 @@ permits, and reservations beyond the messages that carry them.
 
 A broken stream frees nothing (rule 3). The Welcome on the next one says which of this frontend's invocations still
 run there, and their Ends come on it; whatever else was started before has ended, or never began and never will. A
-Welcome of another incarnation says that nothing of the older one runs.
+Welcome of another incarnation says that nothing of the older one runs. Of an incarnation that stays silent the ledger
+says when it is a member no more (``lost`` and ``gone``); it says so unasked of one that an operator declared dead, and
+then also what is on an open stream is over.
 """
 
 import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
@@ -16,18 +20,19 @@ from chassis.clock import Clock
 from chassis.directory import Directory
 from chassis.faults import Fault, FaultCode
 from chassis.process import Tasks
-from chassis.rpc import Network, Stream, converse
+from chassis.rpc import Stream, StreamNetwork, converse
 from frontend.peers.flight import Answered, Flight, NotStarted
 from frontend.peers.frames import CHUNK_BYTES, CREDIT_BYTES, FrameWriter
-from protos import worker_pb2, worker_rpc
+from protos import common_pb2, worker_pb2, worker_rpc
 
 RESPONSE_BYTES_MAX = 8 * 1024 * 1024   # the worker refuses far less; this bounds what a wrong one may make us keep
 REDIAL_S_MIN, REDIAL_S_MAX = 0.1, 1.0
 OPEN_S = 1.5     # a worker that hasn't said Welcome by then is away: what waits for it was never sent
 SWEEP_S = 1.0
-# By then a silent incarnation is evicted: authority 120, longest timeout 900, grace 30, and a bound on clock drift.
-EVICTED_S = (120.0 + 900.0 + 30.0) * 1.01
+ASK_GONE_S = 0.25   # between questions to the ledger, while anything is lost
+GONE_MAX = 256      # incarnations that are remembered to be members no more; managers stop naming them within seconds
 
+Incarnation = tuple[str, int]   # host, nonce
 _Frame = worker_pb2.InvokeFrame
 _log = structlog.get_logger(__name__)
 
@@ -35,20 +40,28 @@ _log = structlog.get_logger(__name__)
 class Workers:
     """All links to workers. ``start`` sends an invocation on its way."""
 
-    def __init__(self, *, network: Network, clock: Clock, node: str) -> None:
+    def __init__(self, *, network: StreamNetwork, clock: Clock, node: str) -> None:
         self._network = network
         self._clock = clock
         self._node = node
         self._links: dict[str, _Link] = {}
+        self._gone: dict[Incarnation, None] = {}    # in order of hearing
         self._tasks = Tasks()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._asker: asyncio.TimerHandle | None = None
+        self.ask_gone: Callable[[list[Incarnation]], None] = lambda _incarnations: None
 
     def start(self, flight: Flight) -> None:
         """Sends the Start, or queues it behind the stream's opening. What becomes of it is the flight's to tell."""
+        if _incarnation(flight) in self._gone:
+            _refuse_gone(flight)
+            return
         worker = flight.reservation.worker
         link = self._links.get(worker)
         if link is None or link.address != flight.reservation.address:
-            link = _Link(worker, flight.reservation.address, self._network, self._node, self._clock)
+            link = _Link(
+                flight.reservation, self._network, self._node, self._clock, on_lost=self._watch_lost
+            )
             old = self._links.get(worker)
             if old is not None:
                 link.inherit(old)
@@ -71,21 +84,43 @@ class Workers:
         """The region's newest view: links to workers that left it end when nothing is on them."""
         for worker, link in list(self._links.items()):
             node = directory.nodes.get(worker)
-            link.wanted = node is not None and node.health != "dead" and node.address == link.address
+            link.wanted = node is not None and node.health != "dead" and node.nonce == link.nonce
+            link.see(well=node is not None and node.health == "serving")
             if not link.wanted and not link.flights:
                 self._retire(link)
                 del self._links[worker]
+
+    def gone(self, incarnations: Iterable[Incarnation]) -> None:
+        """The ledger's word: these are members no more, so that nothing runs on them."""
+        known = frozenset(incarnations)
+        self._gone.update(dict.fromkeys(sorted(known)))
+        while len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
+        for link in self._links.values():
+            link.gone(known)
 
     @property
     def in_flight(self) -> int:
         return sum(len(link.flights) for link in self._links.values())
 
     async def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._asker):
+            if timer is not None:
+                timer.cancel()
         await self._tasks.cancel()
         for link in self._links.values():
             await link.close()
+
+    def _watch_lost(self) -> None:
+        if self._asker is None:
+            self._asker = asyncio.get_running_loop().call_later(ASK_GONE_S, self._ask_gone)
+
+    def _ask_gone(self) -> None:
+        self._asker = None
+        lost = sorted({incarnation for link in self._links.values() for incarnation in link.lost()})
+        if lost:
+            self.ask_gone(lost)
+            self._watch_lost()
 
     def _retire(self, link: "_Link") -> None:
         link.retire()
@@ -100,16 +135,32 @@ class Workers:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
 
-class _Link:
-    """One worker at one address."""
+def _incarnation(flight: Flight) -> Incarnation:
+    incarnation = flight.reservation.incarnation
+    return incarnation.host, incarnation.nonce
 
-    def __init__(self, worker: str, address: str, network: Network, node: str, clock: Clock) -> None:
-        self.worker = worker
-        self.address = address
+
+def _refuse_gone(flight: Flight) -> None:
+    """Never sent: it may be tried elsewhere."""
+    flight.over(flight)
+    flight.settle(NotStarted(reason="UNREACHABLE", detail="the ledger says that this worker is gone"))
+
+
+class _Link:
+    """One worker's process: at one address, under one nonce."""
+
+    def __init__(
+        self, reservation: common_pb2.Reservation, network: StreamNetwork, node: str, clock: Clock, *,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._on_lost = on_lost
+        self.worker = reservation.worker
+        self.address = reservation.address
+        self.nonce = reservation.incarnation.nonce
         self.flights: dict[str, Flight] = {}
         self.wanted = True
         self.running = False
-        self._channel = network.connect(address, service="worker", node=worker)
+        self._channel = network.connect(self.address, service="worker", node=self.worker)
         self._node = node
         self._clock = clock
         self._stream: Stream[worker_pb2.InvokeFrames, worker_pb2.InvokeFrames] | None = None
@@ -118,6 +169,8 @@ class _Link:
         self._dialled_at = 0.0
         self._queued: dict[str, Flight] = {}     # not sent yet: a break before the Welcome is a definite "no"
         self._retired = False
+        self._well = True                        # by the region's view
+        self._back = asyncio.Event()
 
     # ------------------------------------------------------------ invocations
 
@@ -137,6 +190,14 @@ class _Link:
         self._retired = True
         if self._stream is not None:
             self._stream.cancel()
+
+    def see(self, *, well: bool) -> None:
+        """A worker that is back is dialled at once: what was begun while it was away may hang, and so would starts."""
+        if well and not self._well and self.running and not self._open:
+            self._back.set()
+            if self._stream is not None:
+                self._stream.cancel()
+        self._well = well
 
     def inherit(self, old: "_Link") -> None:
         """The worker is at another address now, so that its process is another one: its Welcome says what is over."""
@@ -197,7 +258,10 @@ class _Link:
                 if not self.flights and not self._queued:
                     return  # opened again when it is needed
                 pause_s = REDIAL_S_MIN if opened else min(REDIAL_S_MAX, 2 * pause_s)
-                await asyncio.sleep(pause_s)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._back.wait()
+                self._back.clear()
         finally:
             self.running = False
 
@@ -231,12 +295,27 @@ class _Link:
                 code=FaultCode.UNAVAILABLE,
             ))
         if self.flights:
-            asyncio.get_running_loop().call_later(EVICTED_S, self._evicted, tuple(self.flights.values()))
+            self._on_lost()
 
-    def _evicted(self, flights: tuple[Flight, ...]) -> None:
-        for flight in flights:
+    def lost(self) -> Iterator[Incarnation]:
+        """Where invocations are of which nobody knows whether they run."""
+        for flight in self.flights.values():
             if flight.lost:
+                yield _incarnation(flight)
+
+    def gone(self, incarnations: frozenset[Incarnation]) -> None:
+        """What was lost there is over for its client already; what was not is answered now."""
+        for flight in list(self._queued.values()):
+            if _incarnation(flight) in incarnations:
+                del self._queued[flight.invocation]
+                _refuse_gone(flight)
+        for flight in list(self.flights.values()):
+            if _incarnation(flight) in incarnations:
                 self._over(flight)
+                flight.settle(Fault(
+                    f"worker {self.worker} is a member of the ledger no more: what ran there is lost",
+                    code=FaultCode.UNAVAILABLE,
+                ))
 
     def _over(self, flight: Flight) -> None:
         if self.flights.pop(flight.invocation, None) is not None:

@@ -38,7 +38,9 @@ def run(options: argparse.Namespace) -> int:
 
 def open_api(state: State) -> Api:
     cluster = state.cluster()
-    return Api(cluster["endpoint"], state.credentials(), cluster["region"])
+    return Api(
+        cluster["endpoint"], state.credentials(), cluster["region"], authority=cluster.get("authority", "")
+    )
 
 
 def deploy(state: State, api: Api, options: argparse.Namespace, console: Console) -> tuple[str, str]:

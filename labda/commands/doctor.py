@@ -9,7 +9,8 @@ from pathlib import Path
 from labda import host
 from labda.commands.up import RUNTIMES
 from labda.refusal import Refusal, Status
-from labda.state import default_state
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    found = checks(options.runtimes)
+    found = checks(options.runtimes, options.state.root)
     if options.json:
         sys.stdout.write(json.dumps([asdict(check) for check in found], indent=2) + "\n")
     else:
@@ -31,22 +32,22 @@ def run(options: argparse.Namespace) -> int:
     return Status.HOST if any(check.fatal and not check.ok for check in found) else Status.OK
 
 
-def checks(runtimes: Path) -> list[host.Check]:
-    """The host's and the sandboxes'."""
+def checks(runtimes: Path, state: Path) -> list[host.Check]:
+    """The host's, with the disk of the state directory, and the sandboxes'."""
     from worker.sandbox import doctor  # noqa: PLC0415 - looks at the host when asked, not at import
 
     sandbox = [
         host.Check(name=check.name, ok=check.ok, missing=check.missing, remedy=check.remedy, fatal=check.fatal)
         for check in doctor.checks(str(runtimes))
     ]
-    own = host.checks(default_state())
+    own = host.checks(state) + host.stores(PROJECT)
     names = {check.name for check in own}
     return own + [check for check in sandbox if check.name not in names]
 
 
-def require(runtimes: Path) -> None:
+def require(runtimes: Path, state: Path) -> None:
     """Raises Refusal, naming all that is missing, before anything is started."""
-    missing = [check for check in checks(runtimes) if check.fatal and not check.ok]
+    missing = [check for check in checks(runtimes, state) if check.fatal and not check.ok]
     if missing:
         listed = "; ".join(f"{check.missing}: {check.remedy}" for check in missing)
         raise Refusal(f"this host can't run labda: {listed}", Status.HOST)

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
 def variables(state: State) -> dict[str, str]:
     """Endpoint, region and root credentials, as AWS's clients read them. Raises Refusal when no cluster runs."""
     cluster, credentials = state.cluster(), state.credentials()
-    return {
+    found = {
         "AWS_ENDPOINT_URL": cluster["endpoint"],
         "AWS_REGION": cluster["region"],
         "AWS_DEFAULT_REGION": cluster["region"],
@@ -31,3 +31,6 @@ def variables(state: State) -> dict[str, str]:
         "AWS_SESSION_TOKEN": "",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+    if cluster.get("authority"):
+        found["AWS_CA_BUNDLE"] = cluster["authority"]
+    return found

@@ -4,18 +4,24 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labda.commands.deploy import open_api
+from labda.overview import lines as overview_lines
+from labda.overview import overview, rate
 from labda.refusal import Refusal, Status
 from labda.region import Node, opened, wait
+from labda.scrape import Scrape, scrape
 from labda.state import State
 from protos import common_pb2, counting_pb2, worker_manager_pb2
 
 Managers = Mapping[str, worker_manager_pb2.DescribeAnswer]
 _RUNNING = ("reserved",)   # states of a sandbox at its manager that hold an invocation, or linger for the next
+ATTEMPTS = 3
+RATE_S = 0.5    # between the two looks that say how many invokes there are per second
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    report = asyncio.run(collect(options.state))
+    report = asyncio.run(collect(options.state, rates=not options.json))
     if options.json:
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
@@ -32,50 +38,72 @@ def run(options: argparse.Namespace) -> int:
     return Status.FAILED if ill else Status.OK
 
 
-async def collect(state: State) -> dict[str, Any]:
-    """The report, as ``--json`` prints it. Raises Refusal when no cluster runs."""
+async def collect(state: State, *, rates: bool = False) -> dict[str, Any]:
+    """The report, as ``--json`` prints it; ``rates``: with what changes per second, which takes half a second.
+
+    Raises Refusal when no cluster runs.
+    """
     cluster = state.cluster()
     async with opened(state, cluster["placements"]) as region:
         await wait(region, state)
-        pools, managers = await asyncio.gather(region.pools(), region.managers())
         nodes = region.nodes
+        alive = [node for node in nodes if node.health != "dead"]
+        began = time.monotonic()
+        pools, managers, scrapes = await asyncio.gather(region.pools(), region.managers(), scrape(alive, state))
+    numbers = overview(scrapes)
     try:
         configurations = await asyncio.to_thread(_functions, state)
     except Refusal:
         configurations = None  # no frontend answers: what else is known is still worth seeing
+    if rates:
+        await asyncio.sleep(began + RATE_S - time.monotonic())
+        later = overview(await scrape([node for node in alive if node.service == "frontend"], state))
+        numbers["per_s"] = rate(numbers, later, time.monotonic() - began)
     return {
         "endpoint": cluster["endpoint"], "region": cluster["region"], "version": cluster["version"],
         "processes": [_process(node) for node in nodes],
-        "workers": [_worker(node, managers) for node in nodes if node.service == "worker"],
+        "workers": [_worker(node, managers, scrapes) for node in nodes if node.service == "worker"],
+        "margins": [
+            {"az": margin.az, "margin_mb": margin.margin_mb, "manager": margin.manager}
+            for margin in region.directory.margins
+        ],
         "pools": [_pool(status) for status in pools.pools] if pools is not None else None,
+        "numbers": numbers,
         "functions": _join(configurations, cluster["account"], pools, managers),
     }
 
 
 def _functions(state: State) -> list[dict[str, Any]]:
-    api = open_api(state)
-    try:
-        return list(api.functions())
-    finally:
-        api.close()
+    """Tried again over another connection: the first may have led to the one frontend that stands still."""
+    for attempt in range(ATTEMPTS):
+        api = open_api(state)
+        try:
+            return list(api.functions())
+        except Refusal:
+            if attempt == ATTEMPTS - 1:
+                raise
+        finally:
+            api.close()
+    raise AssertionError("no attempt was made")
 
 
 def _process(node: Node) -> dict[str, Any]:
     return {
         "service": node.service, "node": node.node, "az": node.az, "host": node.host, "pid": node.pid,
-        "address": node.address, "http": node.http, "health": node.health, "role": node.role,
+        "address": node.address, "http": node.http, "metrics": node.metrics, "health": node.health, "role": node.role,
         "detail": dict(node.detail),
     }
 
 
-def _worker(node: Node, managers: Managers) -> dict[str, Any]:
+def _worker(node: Node, managers: Managers, scrapes: Sequence[Scrape]) -> dict[str, Any]:
     held = [(name, lease) for name, answer in managers.items() for lease in answer.workers if lease.worker == node.node]
     manager, lease = held[0] if held else ("", None)
+    slots = next((one.by("labda_worker_slots", "state") for one in scrapes if one.node.node == node.node), {})
     return {
         "node": node.node, "az": node.az, "host": node.host, "manager": manager,
         "lease": lease.lease if lease else None,
         "lease_ends": lease.hard_end if lease else None,
-        "sandboxes": dict(lease.sandboxes) if lease else {"?": node.capacity.sandboxes},
+        "sandboxes": {state: int(count) for state, count in slots.items()} or {"?": node.capacity.sandboxes},
         "memory_mb": node.capacity.memory_mb, "memory_free_mb": node.capacity.memory_free_mb,
         "runtimes": list(node.capacity.runtimes),
     }
@@ -143,6 +171,8 @@ def render(report: Mapping[str, Any]) -> str:
     for service in ("frontend", "counting", "worker_manager", "placement"):
         lines += _rows(service.replace("_", " "), processes, azs, width, service)
     lines += _worker_rows(report["workers"], azs, width)
+    lines += _margin_row(report["margins"], azs, width)
+    lines += ["", *overview_lines(report["numbers"])]
     lines += ["", f"{'function':<28}{'runtime':<18}{'running/limit':<16}sandboxes"]
     for function in report["functions"]:
         used = f"{function['running']}/{'?' if function['limit'] is None else function['limit']}"
@@ -180,6 +210,20 @@ def _worker_rows(workers: Sequence[Mapping[str, Any]], azs: Sequence[str], width
         lines.append(f"{'host' if row == 0 else '':<16}" + "".join(f"{c['host'] if c else '':<{width}}" for c in cells))
         lines.append(f"{'':<16}" + "".join(f"{_sandboxes(cell) if cell else '':<{width}}" for cell in cells))
     return lines
+
+
+def _margin_row(margins: Sequence[Mapping[str, Any]], azs: Sequence[str], width: int) -> list[str]:
+    """What the loss of each AZ would leave in the others; with workers in one AZ only there is nothing to say."""
+    found = {margin["az"]: margin["margin_mb"] for margin in margins}
+    if not found:
+        return []
+    return [f"{'if it is lost':<16}" + "".join(f"{_margin(found.get(az)):<{width}}" for az in azs)]
+
+
+def _margin(margin_mb: int | None) -> str:
+    if margin_mb is None:
+        return ""
+    return f"  {margin_mb:,} MB to spare" if margin_mb >= 0 else f"  SHORT BY {-margin_mb:,} MB: add workers"
 
 
 def _sandboxes(worker: Mapping[str, Any]) -> str:

@@ -7,14 +7,23 @@ from chassis.certificates import Authority, dns_names
 from chassis.faults import Fault, FaultCode
 from chassis.identity import ALLOWED, SERVICES, authorise, caller_of, identity_uri
 from chassis.rpc import Caller
-from protos import counting_rpc, frontend_rpc, placement_rpc, raft_rpc, worker_manager_rpc, worker_rpc
+from protos import (
+    counting_rpc,
+    enrolment_rpc,
+    frontend_rpc,
+    placement_rpc,
+    raft_rpc,
+    worker_manager_rpc,
+    worker_rpc,
+)
 from protos.rpc import Method
 
-ODD = Caller(service="worker_manager", node="manager_az1", az="az 1", host="hôst?/1")
+ODD = Caller(service="worker_manager", node="manager_az1", az="az 1", host="hôst?/1", enrolment=12)
+RPC = (counting_rpc, enrolment_rpc, frontend_rpc, placement_rpc, raft_rpc, worker_manager_rpc, worker_rpc)
+OPEN = {enrolment_rpc.ENROL.path, enrolment_rpc.RENEW.path}     # not on this listener: who calls has no certificate
 METHODS = [
-    value.path
-    for module in (counting_rpc, frontend_rpc, placement_rpc, raft_rpc, worker_manager_rpc, worker_rpc)
-    for value in vars(module).values() if isinstance(value, Method)
+    value.path for module in RPC for value in vars(module).values()
+    if isinstance(value, Method) and value.path not in OPEN
 ]
 
 
@@ -28,7 +37,8 @@ def test_an_identity_survives_its_certificate():
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "https://az/host/worker/n", "labda:///host/worker/n", "labda://az/host/worker", "labda://az/h/nobody/n"]
+    "uri", ["", "https://az/host/worker/n", "labda:///host/worker/n", "labda://az/host/worker", "labda://az/h/nobody/n",
+            "labda://az/h/worker/n?enrolment=", "labda://az/h/worker/n?enrolment=-1", "labda://az/h/worker/n?n=1"]
 )
 def test_other_names_are_nobody(uri):
     with pytest.raises(Fault) as caught:

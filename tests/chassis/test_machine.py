@@ -69,8 +69,9 @@ def test_driver_stamps_traces_checks_and_performs_in_order():
     assert done == [Shine(on=True), Shine(on=False)]
     assert core.checked == 2
     lines = [json.loads(line) for line in file.getvalue().splitlines()]
-    assert lines[0] == {
-        "at": 5.0, "node": "n1", "cause": "first", "event": {"type": "Pressed", "cause": "first"},
+    assert lines[0] == {"at": 5.0, "node": "n1", "core": "LampCore", "parameters": {}}
+    assert lines[1] == {
+        "at": 5.0, "node": "n1", "core": "LampCore", "cause": "first", "event": {"type": "Pressed", "cause": "first"},
         "effects": [{"type": "Shine", "on": True}],
     }
 

@@ -15,14 +15,17 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
 
 from labda.children import parent
+from labda.commands.status import collect
 from labda.launch import cluster_id
+from labda.refusal import Refusal
 from labda.state import State
+from tests.cluster.operators import Operator
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "us-east-1"
@@ -30,6 +33,7 @@ ROLE = "arn:aws:iam::000000000000:role/tests"
 RUNTIME = f"python3.{sys.version_info.minor}"
 START_S = 60.0
 SETTLE_S = 15.0
+Seen = TypeVar("Seen")
 # One attempt: a test sees what the first request got.
 ONCE = Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=60, max_pool_connections=64)
 
@@ -91,6 +95,7 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.output: list[str] = []
+        self.operator = Operator()
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, *arguments: str) -> None:
@@ -111,6 +116,7 @@ class Cluster:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ends it and waits; returns its exit status."""
         assert self._process is not None
+        self.operator.close()
         if self._process.poll() is None:
             self._process.send_signal(number)
         rest, _ = self._process.communicate(timeout=START_S)
@@ -140,10 +146,8 @@ class Cluster:
         return dict(line.removeprefix("export ").replace("''", "").split("=", 1) for line in lines)
 
     def status(self) -> dict[str, Any]:
-        found = self.labda("status", "--json")
-        assert found.stdout, found.stderr
-        report: dict[str, Any] = json.loads(found.stdout)
-        return report
+        """What ``labda status --json`` prints. Raises Refusal while nobody answers."""
+        return self.operator.run(collect(State(self.root)))
 
     def processes(self, service: str) -> list[dict[str, Any]]:
         return [process for process in self.status()["processes"] if process["service"] == service]
@@ -239,12 +243,26 @@ def archive(files: Mapping[str, str | bytes]) -> bytes:
 
 
 def until(condition: Callable[[], bool], what: str, *, timeout_s: float = SETTLE_S) -> float:
-    """Polls; returns after how many seconds it held. Fails with ``what`` at the deadline."""
+    """Polls; returns after how many seconds it held. Fails with ``what`` at the deadline, as `until_some` does."""
     began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.05)
+    until_some(condition, what, timeout_s=timeout_s)
     return time.monotonic() - began
+
+
+def until_some(look: Callable[[], Seen], what: str, *, timeout_s: float = SETTLE_S) -> Seen:
+    """Polls; the first thing that is not empty: to look again would find another. Fails with ``what`` at the deadline.
+
+    A command that is refused meanwhile, because who would answer has just been killed, says "not yet".
+    """
+    began, refusal = time.monotonic(), ""
+    while True:
+        try:
+            if seen := look():
+                return seen
+        except Refusal as not_yet:
+            refusal = f" ({not_yet})"
+        assert time.monotonic() - began < timeout_s, f"not within {timeout_s:g} s: {what}{refusal}"
+        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- the host

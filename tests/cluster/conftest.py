@@ -19,9 +19,9 @@ def _needs_a_host() -> None:
 
 @pytest.fixture(scope="session")
 def cluster(_needs_a_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The default shape: three AZs, a worker and a frontend in each."""
+    """The default shape: three AZs, a worker and a frontend in each. Traced: test_replay.py replays what all did."""
     running = Cluster(tmp_path_factory.mktemp("cluster") / "state")
-    running.start()
+    running.start("--trace")
     try:
         yield running
     finally:

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -59,10 +61,10 @@ def test_an_unknown_function_is_one_sentence(cluster):
 def test_status(cluster, functions, client):
     name = functions.make("def handler(event, context):\n    return 1\n")
     functions.call(name)
-    report = cluster.status()
+    report = json.loads(cluster.labda("status", "--json").stdout)
     services = [process["service"] for process in report["processes"]]
     assert {service: services.count(service) for service in set(services)} == {
-        "counting": 3, "frontend": 3, "worker": 3, "worker_manager": 1, "placement": 1,
+        "counting": 3, "frontend": 3, "worker": 3, "worker_manager": 2, "placement": 2,
     }
     assert {"node", "az", "host", "pid", "address", "http", "health", "role"} <= set(report["processes"][0])
     assert {process["health"] for process in report["processes"]} == {"serving"}
@@ -108,7 +110,7 @@ def test_status_tells_what_runs_and_logs_follow(cluster, functions, client):
     )
     try:
         with ThreadPoolExecutor(1) as pool:
-            ran = pool.submit(functions.call, name, 2.0)
+            ran = pool.submit(functions.call, name, 5.0)
             until(lambda: running() == 1, "the invocation is told as running")
             assert ran.result().error is None
         until(lambda: running() == 0, "and as over")
@@ -122,3 +124,27 @@ def test_status_tells_what_runs_and_logs_follow(cluster, functions, client):
     finally:
         follower.terminate()
         follower.communicate(timeout=10)
+
+
+def test_a_host_is_shown_and_declared_dead_only_by_who_insists(cluster):
+    def host() -> dict[str, Any]:
+        hosts = json.loads(cluster.labda("hosts", "--json").stdout)
+        assert [one["host"] for one in hosts] == ["host-az1-1", "host-az2-1", "host-az3-1"]
+        return next(one for one in hosts if one["host"] == "host-az2-1")
+
+    until(lambda: host()["heard"] and host()["manager"], "its worker has joined and is leased")
+    before = host()
+    assert before["authority_until"] > time.time() + 60
+    shown = cluster.labda("hosts").stdout
+    assert before["incarnation"] in shown
+    refused = cluster.labda("hosts", "declare-dead", "host-az2-1", "--yes")
+    assert refused.returncode == 4
+    assert "connected to counting right now" in refused.stderr
+    asked = cluster.labda("hosts", "declare-dead", "host-az2-1", "--force", stdin="yes\n")
+    assert (asked.returncode, "Type host-az2-1" in asked.stderr) == (4, True)
+    assert host()["incarnation"] == before["incarnation"]
+    done = cluster.labda("hosts", "declare-dead", "host-az2-1", "--force", "--yes")
+    assert done.returncode == 0, done.stderr
+    until(lambda: host()["heard"] and host()["incarnation"] not in ("", before["incarnation"]),
+          "its worker was told, and is back as another incarnation", timeout_s=15.0)
+    assert host()["declared_dead"]["incarnation"] == before["incarnation"]

@@ -2,8 +2,11 @@
 
 import base64
 import re
+import struct
 
 import pytest
+
+from tests.cluster.cluster import archive
 
 GOOD = "def handler(event, context):\n    return 'good'\n"
 
@@ -120,3 +123,19 @@ def test_report_line(functions):
     assert second is not None, warm
     assert int(first[1]) >= float(first[2])  # init is billed
     assert second[2] is None
+
+
+def test_an_archive_that_lies_about_its_size(functions, client):
+    """Its directory can't be told from an honest one, so that the upload is taken: who invokes hears of it."""
+    data = bytearray(archive({"app.py": "#" * 5000}))
+    struct.pack_into("<I", data, data.index(b"PK\x01\x02") + 24, 10)
+    name = functions.make(GOOD)
+    client.update_function_code(FunctionName=name, ZipFile=bytes(data))
+    functions.settle(name)
+    result = functions.call(name)
+    assert result.error == "Unhandled"
+    assert result.payload["errorType"] == "InvalidZipFileException"
+    assert "app.py" in result.payload["errorMessage"]
+    client.update_function_code(FunctionName=name, ZipFile=archive({"app.py": GOOD}))
+    functions.settle(name)
+    assert functions.call(name).error is None

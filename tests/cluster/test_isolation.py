@@ -53,6 +53,7 @@ def seen(cluster, client):
 
     functions = Functions(client)
     ports = [int(process["address"].rsplit(":", 1)[1]) for process in cluster.status()["processes"]]
+    ports += [int(process["metrics"].rsplit(":", 1)[1]) for process in cluster.status()["processes"]]
     ports.append(int(cluster.environment()["AWS_ENDPOINT_URL"].rsplit(":", 1)[1]))
     try:
         result = functions.call(functions.make(LOOK), {"ports": ports})

@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +43,36 @@ def test_a_second_start_keeps_the_functions(small):
     assert client.get_function_concurrency(FunctionName=name)["ReservedConcurrentExecutions"] == 3
     client.close()
     assert small.stop() == 0
+
+
+def test_a_backup_brings_back_what_was_and_moves_to_another_directory(small, tmp_path):
+    """Taken while the cluster runs; what a function keeps secret opens with the data key that moves beside it."""
+    file = str(tmp_path / "backup")
+    small.start(*SMALL)
+    client = small.client()
+    secret = "import os\ndef handler(event, context):\n    return os.environ['WORD']\n"
+    name = Functions(client).make(secret, Environment={"Variables": {"WORD": "before"}})
+    assert small.labda("backup", file).returncode == 0
+    client.update_function_configuration(FunctionName=name, Environment={"Variables": {"WORD": "after"}})
+    Functions(client).settle(name)
+    assert call(client, name).payload == "after"
+    client.close()
+    refused = small.labda("restore", file, "--yes")
+    assert refused.returncode == 1
+    assert "labda down" in refused.stderr
+    assert small.stop() == 0
+
+    other = Cluster(tmp_path / "other")
+    other.root.mkdir()
+    shutil.copy(small.root / "data.key", other.root / "data.key")
+    assert small.labda("restore", file, "--yes").returncode == 0
+    assert other.labda("restore", file).returncode == 0
+    for restored in (small, other):
+        restored.start(*SMALL)
+        client = restored.client()
+        assert call(client, name).payload == "before"
+        client.close()
+        assert restored.stop() == 0
 
 
 def test_kill_9_of_the_supervisor_ends_everything(small):
@@ -86,6 +120,30 @@ def test_a_port_in_use_is_refused_before_anything_starts(small):
     assert f"127.0.0.1:{port}" in said.stderr
     assert f"(pid {os.getpid()})" in said.stderr
     assert said.stderr.count("\n") == 1
+
+
+def test_where_others_can_reach_the_endpoint_it_is_https(small):
+    small.start(*SMALL, "--listen", "0.0.0.0:0", "--deploy", str(ROOT / "examples/hello"))
+    assert any(line.startswith("invoked    hello") for line in small.output), "by the command's own client"
+    found = small.environment()
+    endpoint, authority = found["AWS_ENDPOINT_URL"], found["AWS_CA_BUNDLE"]
+    assert endpoint.startswith("https://127.0.0.1:")
+    assert Path(authority) == small.root / "ca" / "ca.pem"
+    listing = "import boto3; print([f['FunctionName'] for f in boto3.client('lambda').list_functions()['Functions']])"
+    program = f'eval "$({sys.executable} -m labda env --state {small.root})"; {{}}{sys.executable} -c "{listing}"'
+    for extra, status in (("", 0), ("unset AWS_CA_BUNDLE; ", 1)):
+        said = subprocess.run(
+            ["sh", "-c", program.format(extra)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert said.returncode == status, said.stderr
+        assert said.stdout.strip() == "['hello']" or "CERTIFICATE_VERIFY_FAILED" in said.stderr
+    with urllib.request.urlopen(
+        f"{endpoint}/health", timeout=5, context=ssl.create_default_context(cafile=authority)
+    ) as answer:
+        assert answer.read() == b"serving\n"
+    with pytest.raises(OSError, match=r"reset|closed|Remote end"):
+        urllib.request.urlopen(f"{endpoint.replace('https', 'http')}/health", timeout=5)
+    assert small.stop() == 0
 
 
 def test_env_makes_a_shell_ready(small):

@@ -10,6 +10,7 @@ from pathlib import Path
 from chassis import config
 from chassis.certificates import Authority, TlsFiles, write_private
 from chassis.config import NodeConfig
+from chassis.credentials import Credentials
 from chassis.grpc_network import GrpcNetwork
 from chassis.rpc import Caller
 from counting.config import CountingConfig
@@ -24,17 +25,19 @@ class Processes:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.authority = Authority.create()
-        ports = _free_ports(3)
-        self.addresses = {counting(n).node: f"127.0.0.1:{port}" for n, port in enumerate(ports, start=1)}
+        nodes = [counting(n).node for n in (1, 2, 3)]
+        addresses = [f"127.0.0.1:{port}" for port in _free_ports(6)]
+        self.addresses = dict(zip(nodes, addresses[:3], strict=True))
+        self.raft = dict(zip(nodes, addresses[3:], strict=True))
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def network(self, caller: Caller) -> GrpcNetwork:
-        return GrpcNetwork(self.authority.issue(caller))
+        return GrpcNetwork(Credentials.fixed(self.authority.issue(caller)))
 
     def prepare(self, n: int) -> Path:
         caller = counting(n)
         folder = self.directory / caller.node
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)   # a test may have put a disk of its own there
         tls = self.authority.issue(caller)
         files = TlsFiles(**{name: str(folder / f"{name}.pem") for name in ("authority", "certificate", "key")})
         for name in ("authority", "certificate", "key"):
@@ -44,7 +47,7 @@ class Processes:
                 service="counting", node=caller.node, az=caller.az, host=caller.host,
                 listen=self.addresses[caller.node], placement=(), tls=files,
             ),
-            directory=str(folder / "raft"), members=self.addresses,
+            directory=str(folder / "raft"), members=self.raft,
         )
         path = folder / "counting.toml"
         path.write_text(config.dump(settings))

@@ -8,6 +8,7 @@ from chassis.certificates import TlsFiles
 from chassis.clock import Clock
 from chassis.config import NodeConfig
 from chassis.rpc import Caller, Network
+from counting.commands import VERSION
 from counting.config import CountingConfig
 from counting.raft import member
 from counting.service import CountingService
@@ -35,13 +36,18 @@ NO_TLS = TlsFiles(authority="", certificate="", key="")
 
 class Region:
     def __init__(
-        self, directory: Path, network_of: Any, clock: Clock, addresses: list[str], *, durable: bool = True,
-        **settings: Any,
+        self, directory: Path, network_of: Any, clock: Clock, addresses: list[str], raft: list[str], *,
+        streams_of: Any = None, durable: bool = True,
+        versions: dict[int, int] | None = None, **settings: Any,
     ) -> None:
+        """``versions``: command languages of members of an older release, by their number."""
+        self.versions = dict(versions or {})
         self.directory = directory
         self.network_of = network_of
+        self.streams_of = streams_of or network_of
         self.clock = clock
         self.addresses = {counting(n).node: address for n, address in enumerate(addresses, start=1)}
+        self.raft = {counting(n).node: address for n, address in enumerate(raft, start=1)}
         self.durable = durable
         self.settings = settings
         self.services: dict[str, CountingService] = {}
@@ -53,7 +59,7 @@ class Region:
                 service="counting", node=caller.node, az=caller.az, host=caller.host,
                 listen=self.addresses[caller.node], placement=(), tls=NO_TLS, check=True,
             ),
-            directory=str(self.directory / caller.node), members=self.addresses, **self.settings,
+            directory=str(self.directory / caller.node), members=self.raft, **self.settings,
         )
 
     async def start(self, n: int) -> CountingService:
@@ -61,8 +67,8 @@ class Region:
         if not (Path(config.directory) / "journal").exists():
             member.create(Path(config.directory), config.node.node)
         service = CountingService(
-            config, network=self.network_of(counting(n)), clock=self.clock, generator=random.Random(n),
-            durable=self.durable,
+            config, network=self.network_of(counting(n)), streams=self.streams_of(counting(n)), clock=self.clock,
+            generator=random.Random(n), durable=self.durable, version=self.versions.get(n, VERSION),
         )
         self.services[config.node.node] = await service.start()
         return service
@@ -83,14 +89,7 @@ class Region:
 
     async def kill(self, name: str) -> None:
         """Gone at once: nothing is said to anybody, what isn't synced is lost."""
-        service = self.services.pop(name)
-        service._raft().crash()
-        assert service._server is not None
-        assert service._links is not None
-        if service._wake is not None:
-            service._wake.cancel()
-        await service._links.close()
-        await service._server.close(0.0)
+        await self.services.pop(name).kill()
 
     async def close(self) -> None:
         for service in self.services.values():

@@ -6,6 +6,7 @@ import pytest
 
 from counting import messages as m
 from counting.commands import Run
+from counting.leadership import Timing
 from counting.words import Incarnation, Session, reserved, unreserved
 from tests.counting.rig import Rig
 
@@ -22,9 +23,12 @@ def ask(link: int, *ids: int, pool=REST, generation: int = 0, spare: int = 0, se
     return m.Ask(link=link, pool=pool, generation=generation, waiting=ids, spare=spare, seen=seen)
 
 
-def limited(limit: int, frontends: int = 2) -> Rig:
+IMPATIENT = Timing(unproven_s=0.0)     # refuses without a proof as soon as a round has found none
+
+
+def limited(limit: int, frontends: int = 2, timing: Timing | None = None) -> Rig:
     """A leader of an account whose whole limit is `limit`, with frontends fe1, fe2, ... on links 1, 2, ..."""
-    rig = Rig()
+    rig = Rig(timing)
     rig.handle(m.Led(term=3), 0.0)
     rig.handle(m.SetAccountLimitCall(call=1, account=A, limit=limit), 0.0)
     for n in range(1, frontends + 1):
@@ -83,17 +87,25 @@ def test_recalled_permit_goes_to_the_oldest(story):
 
 
 def test_silent_holder_is_no_proof(story):
-    rig = limited(1)
+    rig = limited(1, timing=Timing(unproven_s=5.0))
     story(rig, [
+        (0.0, m.Join(link=9, incarnation=Incarnation(host="h1", nonce=7), timeout_cap_s=900.0)),
         (0.1, ask(1, 11, generation=1)),
         (0.2, ask(2, 21, generation=1)),
-        "fe1 doesn't answer: 503, not 429",
+        "fe1 doesn't answer: no proof, so that who waits goes on waiting; the next round begins a little later",
         (0.7, m.Tick()),
-        "fe1 is silent for 3 s: fenced",
+        (0.95, m.Tick()),
+        "fe1 is silent for 3 s: fenced, and not yet counted",
         (1.0, m.Heartbeat(link=2)),
         (3.2, m.Tick()),
-        "nobody is a member who could run anything of it: its permit is free at once",
-        (3.3, ask(2, 22, generation=1)),
+        (3.3, ask(2, 21, 22, generation=1)),
+        (3.7, m.Heartbeat(link=2)),
+        (3.7, m.Tick()),
+        (4.0, m.RecallAnswered(link=2, round=3 << 32 | 3, pool=REST, given_back=0, in_use=0)),
+        "who has waited for 5 s is refused with 503, not 429; who came later still waits",
+        (5.3, m.Tick()),
+        "the worker says that nothing of it runs: its permit is free, and goes to the one who waits",
+        (5.4, m.FenceAcked(link=9, session=Session(frontend="fe1", epoch=1), runs=())),
     ])
 
 
@@ -107,9 +119,9 @@ def test_killed_frontend_comes_back_by_ends(story):
         (0.1, ask(1, 11, 12, generation=1)),
         "another process of fe1: the older session is fenced at every member",
         (0.2, hello(3, "fe1", nonce=2)),
-        "not yet counted: no proof",
+        "not yet counted: no proof, it waits",
         (0.2, ask(2, 21, generation=1)),
-        "the worker fenced it and runs one of the two: one permit is free, and waits for nobody now",
+        "the worker fenced it and runs one of the two: the other permit is free",
         (0.3, m.FenceAcked(link=9, session=old, runs=(run,))),
         (0.4, ask(2, 22, generation=1)),
         "an END of an id that was not reported changes nothing",
@@ -203,6 +215,36 @@ def test_worker_renewals_and_eviction(story):
     ])
 
 
+def test_a_host_is_declared_dead(story):
+    rig = limited(3, frontends=1)
+    first, second = Incarnation(host="h1", nonce=7), Incarnation(host="h1", nonce=8)
+    run = Run(pool=REST, function="f", invocation="i1", incarnation=first)
+    story(rig, [
+        (0.1, m.Join(link=9, incarnation=first, timeout_cap_s=900.0)),
+        "fe1 takes everything and falls silent; the worker says that one of these runs, and falls silent as well",
+        (0.2, ask(1, 11, 12, 13, generation=1)),
+        (3.3, m.Tick()),
+        (3.4, m.FenceAcked(link=9, session=Session(frontend="fe1", epoch=1), runs=(run,))),
+        (3.5, hello(2, "fe2")),
+        (3.5, ask(2, 21, 22, 23, generation=1)),
+        "an operator says that it is dead while its stream is still open: he is not believed",
+        (4.0, m.DeclareDeadCall(call=5, incarnation=first)),
+        "its stream breaks, he says it again: its permit is free at once, and every frontend is told",
+        (6.0, m.LinkLost(link=9)),
+        (6.1, m.DeclareDeadCall(call=6, incarnation=first)),
+        (6.2, ask(2, 24, generation=1)),
+        "said twice, it changes nothing",
+        (7.0, m.DeclareDeadCall(call=7, incarnation=first)),
+        "it was not dead: it may not come back, and gets no authority any more",
+        (8.0, m.Renew(link=9, number=1)),
+        (8.1, m.Join(link=10, incarnation=first, timeout_cap_s=900.0)),
+        "its next life may; that one is connected, and he insists: it is told at once",
+        (9.0, m.Join(link=11, incarnation=second, timeout_cap_s=900.0)),
+        (9.1, m.DeclareDeadCall(call=8, incarnation=second, force=True)),
+        (9.2, m.Renew(link=11, number=1)),
+    ])
+
+
 def test_recall_follows_grants_still_in_the_log():
     """A round may not begin while a grant is on its way through the log: its holder would be recalled too early."""
     rig = limited(1)
@@ -266,3 +308,17 @@ def test_waiters_share_a_limit_and_the_rest_is_refused(limit: int):
     )
     assert rig.ledger.granted(REST) >= limit
     assert granted >= limit
+
+
+def test_the_batch_of_the_next_leader_answers_nobody_here():
+    """Its entry can be applied here before this member learns that it no longer leads (found by tests/walks)."""
+    rig, other = Rig(), Rig()
+    rig.handle(m.Led(term=3), 0.0)
+    rig.hold = True
+    rig.handle(m.SetReservedCall(call=1, account=A, function="f", value=10), 0.0)
+    other.handle(m.Led(term=4), 0.0)
+    [batch] = [e.batch for e in other.handle(m.ReadCall(call=9), 0.0) if isinstance(e, m.Propose)]
+    effects = rig.core.handle(m.Committed(index=1, batch=batch, results=()), 0.1)
+    assert not effects, "another leader's commit confirmed this one, or was taken for its own batch"
+    [refused] = of(rig.handle(m.Deposed(term=4, hint="counting-az2"), 0.1), m.AnswerNotLeader)
+    assert refused.call == 1

@@ -71,6 +71,7 @@ class MemoryCounting:
         self.bound: list[tuple[str, int]] = []
         self.found = False
         self.throttled = 0
+        self.gone: set[tuple[str, int]] = set()     # worker incarnations that are members no more
         self.pool = common_pb2.Pool(account=ACCOUNT, kind=common_pb2.Pool.UNRESERVED)
 
     def handlers(self) -> Handlers:
@@ -124,6 +125,9 @@ class MemoryCounting:
         elif kind == "recall_answer":
             self.found |= message.recall_answer.given_back > 0
             self.pending.discard(node)
+        elif kind == "ask_gone":
+            gone = [i for i in message.ask_gone.incarnations if (i.host, i.nonce) in self.gone]
+            self.say(node, gone=Answer.Gone(incarnations=gone))
         elif kind == "goodbye":
             assert block.size == 0, "goodbye with permits in hand"
             self.say(node, fenced=Answer.Fenced())
@@ -214,6 +218,10 @@ class MemoryManager:
                         self.cancelled.append(request.invocation)
                     case "revised":
                         self.revised.append(request.revised)
+                        if request.invocation:
+                            reply = worker_manager_pb2.ManagerReply(invocation=request.invocation)
+                            reply.retired.SetInParent()
+                            outbox.put(reply)
 
         await converse(stream, outbox, hear)
 
@@ -475,9 +483,9 @@ class Region:
                     counting=counting, store="memory:", key_file="", permit_s=1.0,
                 ),
                 World(
-                    network=self.fabric.network(caller), clock=self.clock, rng=random.Random(number),
-                    metadata=self.metadata, blobs=self.blobs, cipher=Plain(), data_key=b"k" * 32, nonce=number,
-                    model=NO_MODEL,
+                    network=self.fabric.network(caller), streams=self.fabric.network(caller), clock=self.clock,
+                    rng=random.Random(number), metadata=self.metadata, blobs=self.blobs, cipher=Plain(),
+                    data_key=b"k" * 32, nonce=number, model=NO_MODEL,
                 ),
             )
             await frontend.start()

@@ -138,6 +138,31 @@ def test_a_new_leader_hears_what_the_old_one_may_not_have_applied(story):
     ])
 
 
+def test_a_start_refused_as_fenced_is_word_enough_that_the_session_is_lost(story):
+    core = frontend()
+    story(core, [
+        *LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 3, 3)),
+        "stopped for long, and on again: what it holds was fenced meanwhile, and a worker says so first",
+        (30.0, m.RefusedAsFenced(epoch=1, cause="r1")),
+        "the lost block admits nobody",
+        (30.0, wanted(2, deadline=33.0)),
+        "the second refusal, and the leader's late word, change nothing",
+        (30.0, m.RefusedAsFenced(epoch=1, cause="r3")), (30.0, m.Fenced(link=1, stamp=(1, 8))),
+        (30.1, m.Welcomed(link=1, stamp=(1, 9), epoch=2, applied=0)), (30.1, m.Flush()),
+        (30.2, granted(10, 1, 1)),
+        "of an older session: nothing", (30.3, m.RefusedAsFenced(epoch=1)),
+    ])
+
+
+def test_without_a_leader_a_refusal_as_fenced_waits_for_the_next_stream(story):
+    core = frontend()
+    story(core, [
+        *LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 3, 3)),
+        (30.0, m.LinkDown(link=1)), (30.0, m.RefusedAsFenced(epoch=1)),
+        (30.1, m.LinkUp(link=2)), (30.2, m.Welcomed(link=2, stamp=(1, 9), epoch=2, applied=0)),
+    ])
+
+
 def test_a_fenced_session_is_replaced_and_its_running_invocations_free_nothing(story):
     core = frontend()
     story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 2, 2))])
@@ -180,3 +205,21 @@ def test_leaving_gives_everything_back_and_says_goodbye(story):
 def test_the_readme_shows_the_table():
     readme = Path(core_module.__file__).with_name("README.md").read_text()
     assert core_module.TRANSITIONS.mermaid() in readme
+
+
+def test_without_a_leader_who_comes_waits_for_one_and_after_ten_seconds_not_for_long(story):
+    core = frontend()
+    story(core, [
+        *LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 2, 2)),
+        "the leader goes: what is held can be spent, who comes then waits",
+        (1.0, m.LinkDown(link=1)),
+        (1.1, wanted(2, deadline=31.1)), (1.2, wanted(3, deadline=31.2)),
+        "no leader for ten seconds: no change of leaders takes as long. Who waits goes on, who comes waits for 2 s",
+        (11.0, wanted(4, deadline=41.0)), (11.5, wanted(6, deadline=41.5)),
+        (13.0, m.Tick()),
+        "a leader: the ones that waited are asked for, and may wait for as long as they can",
+        (13.1, m.LinkUp(link=2)), (13.1, welcome(link=2, term=2)), (13.1, m.Flush()),
+        (13.2, wanted(5, deadline=43.2)), (13.2, m.Flush()),
+        (13.5, m.Tick()),
+        (31.2, m.Tick()),
+    ])

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from chassis.faults import Fault
+from frontend.config import HttpLimits
 from frontend.http_server import HttpServer
 
 
@@ -26,7 +27,7 @@ class Application:
 @pytest.fixture
 async def served():
     application = Application()
-    server = HttpServer(application, keep_alive_s=5, header_bytes_max=8192)
+    server = HttpServer(application, HttpLimits(header_bytes_max=8192))
     address = await server.listen("127.0.0.1:0")
     yield application, server, int(address.rsplit(":", 1)[1])
     application.gate.set()
@@ -58,7 +59,7 @@ async def test_a_request_is_answered(served):
 async def test_a_head_that_is_too_large_is_refused(served):
     application, _, port = served
     told = await answer(*await ask(port, b"GET / HTTP/1.1\r\nx-large: " + b"x" * 20_000 + b"\r\n\r\n"))
-    assert told.startswith(b"HTTP/1.1 400")
+    assert told.startswith(b"HTTP/1.1 431")
     assert application.entered == 0
 
 
@@ -83,7 +84,7 @@ async def test_two_servers_share_an_address_and_one_goes_on_alone(served):
     _, first, _ = served
     address = await first.listen("127.0.0.1:0", shared=True)
     port = int(address.rsplit(":", 1)[1])
-    other = HttpServer(Application(), keep_alive_s=5, header_bytes_max=8192)
+    other = HttpServer(Application(), HttpLimits())
     assert await other.listen(address, shared=True) == address
     first.stop_listening()
     for _ in range(8):

@@ -8,7 +8,8 @@ import pytest
 from chassis.clock import SystemClock
 from chassis.faults import Fault
 from frontend.api.ports import Throttled, Unavailable
-from protos import common_pb2, worker_manager_pb2, worker_pb2
+from frontend.retries import BURST, RATIO
+from protos import common_pb2, counting_pb2, worker_manager_pb2, worker_pb2
 from tests.frontend.region import Region, until
 
 NeverStarted = worker_pb2.InvokeFrame.NeverStarted
@@ -128,6 +129,22 @@ async def test_what_was_shed_is_not_tried_again():
         assert len(made.workers[0].starts) == 1
 
 
+async def test_retries_have_a_budget_and_a_refusal_says_when_it_is_used_up():
+    async with region() as made:
+        worker = made.workers[0]
+        tries = int(BURST) + 5
+        for n in range(tries):
+            worker.refuse = [NeverStarted(reason=NeverStarted.BUSY), NeverStarted(reason=NeverStarted.BUSY)]
+            with pytest.raises(Unavailable) as caught:
+                await made.invoke(request_id=f"r{n}")
+        second = [invocation for invocation in worker.starts if invocation.endswith("#2")]
+        assert BURST <= len(second) <= BURST + tries * RATIO
+        assert caught.value.detail is not None
+        assert caught.value.detail["limit"] == "retries of one frontend"
+        assert caught.value.detail["value"] == "10% of its requests"
+        await until(lambda: held(made) == 0)
+
+
 async def test_a_broken_stream_frees_nothing_until_the_worker_says_so():
     async with region(limit=1) as made:
         worker = made.workers[0]
@@ -173,6 +190,43 @@ async def test_another_incarnation_of_the_worker_frees_what_the_old_one_ran():
             pipe.break_off()
         with pytest.raises(Fault):
             await running
+        await until(lambda: held(made) == 0)
+
+
+async def test_a_permit_lost_with_a_silent_worker_is_free_when_the_ledger_says_that_the_worker_is_gone():
+    async with region(limit=1) as made:
+        worker = made.workers[0]
+        worker.hold = asyncio.Event()
+        running = asyncio.create_task(made.invoke())
+        await until(lambda: bool(worker.running))
+        made.servers[worker.node].crash()
+        with pytest.raises(Fault):
+            await running
+        await asyncio.sleep(0.6)
+        assert held(made) == 1
+        made.counting.gone.add((worker.incarnation.host, worker.incarnation.nonce + 1))
+        await asyncio.sleep(0.6)
+        assert held(made) == 1, "another incarnation's end says nothing of it"
+        made.counting.gone.add((worker.incarnation.host, worker.incarnation.nonce))
+        await until(lambda: held(made) == 0)
+
+
+async def test_what_runs_on_a_worker_that_was_declared_dead_is_over_though_its_stream_is_open():
+    async with region(limit=1) as made:
+        worker = made.workers[0]
+        worker.hold = asyncio.Event()
+        running = asyncio.create_task(made.invoke())
+        await until(lambda: bool(worker.running))
+        made.counting.say(next(iter(made.counting.blocks)), gone=counting_pb2.FrontendAnswer.Gone(
+            incarnations=[worker.incarnation]
+        ))
+        with pytest.raises(Fault, match="no more") as caught:
+            await running
+        assert not caught.value.definite
+        await until(lambda: held(made) == 0)
+        with pytest.raises(Unavailable, match="gone"):
+            await made.invoke()     # its manager still names it: nothing is sent there
+        assert len(worker.starts) == 1
         await until(lambda: held(made) == 0)
 
 

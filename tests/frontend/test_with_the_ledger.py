@@ -37,11 +37,12 @@ class LedgerRegion(Region):
                     service="counting", node=node, az=caller.az, host=caller.host, listen=address, placement=(),
                     tls=NO_TLS, check=True,
                 ),
-                directory=str(self.folder / node), members=MEMBERS,
+                directory=str(self.folder / node), members={node: f"{node}:2" for node in MEMBERS},
             )
             member.create(Path(config.directory), node)
+            network = self.fabric.network(caller)
             service = CountingService(
-                config, network=self.fabric.network(caller), clock=self.clock, generator=random.Random(number),
+                config, network=network, streams=network, clock=self.clock, generator=random.Random(number),
                 durable=False,
             )
             self.members[node] = await service.start()

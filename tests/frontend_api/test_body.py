@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from frontend.api import body as reading
-from frontend.api.body import BodyBudget, Disconnected, Receive, read_body
+from frontend.api.body import BodyBudget, BodyLimit, Disconnected, Receive, check_declared, discard, read_body
 from frontend.api.errors import ApiError
 
 DISCONNECT = {"type": "http.disconnect"}
@@ -31,47 +31,76 @@ def arriving(*chunks: bytes, then: MutableMapping[str, Any] | None = None) -> Re
     return receive
 
 
+def limit(bytes_max: int) -> BodyLimit:
+    return BodyLimit(bytes_max=bytes_max, refuse=lambda size: ApiError("TooLarge", 413, f"{size} bytes"))
+
+
 @pytest.mark.parametrize("chunks", [(b"",), (b"abc",), (b"ab", b"c"), (b"", b"", b"abc")])
 async def test_a_body_in_any_pieces(chunks: tuple[bytes, ...]) -> None:
     whole = b"".join(chunks)
     budget = BodyBudget()
-    body = await read_body(arriving(*chunks), 3, budget)
-    assert (body.data, body.size, body.sha256) == (whole, len(whole), hashlib.sha256(whole).hexdigest())
-    assert budget.held == body.held == (0 if len(chunks) == 1 else len(whole))
+    body = await read_body(arriving(*chunks), limit(3), budget)
+    assert (body.data, body.sha256) == (whole, hashlib.sha256(whole).hexdigest())
+    assert budget.held == body.held == len(whole)
 
 
-@pytest.mark.parametrize("chunks", [(b"abcd",), (b"ab", b"cd"), (b"abcd", b"")])
-async def test_a_body_over_the_limit_is_hashed_and_not_kept(chunks: tuple[bytes, ...]) -> None:
+@pytest.mark.parametrize(
+    "chunks", [(b"abcd",), (b"ab", b"cd"), (b"abcd", b""), (b"ab", b"c", b"d"), (b"abc", b"d", b"")]
+)
+async def test_a_body_over_the_limit_is_read_on_and_not_kept(chunks: tuple[bytes, ...]) -> None:
     budget = BodyBudget()
-    body = await read_body(arriving(*chunks), 3, budget)
-    assert (body.data, body.size, body.sha256) == (None, 4, hashlib.sha256(b"abcd").hexdigest())
+    with pytest.raises(ApiError, match="4 bytes"):
+        await read_body(arriving(*chunks), limit(3), budget)
     assert budget.held == 0
 
 
 async def test_the_budget_refuses_and_holds_nothing_then() -> None:
     budget = BodyBudget(bytes_max=5)
-    kept = await read_body(arriving(b"ab", b"c"), 100, budget)
-    with pytest.raises(ApiError) as caught:
-        await read_body(arriving(b"de", b"f", b"g"), 100, budget)
-    assert caught.value.status == 503
-    assert budget.held == 3
+    kept = await read_body(arriving(b"ab", b"c"), limit(100), budget)
+    for chunks in ((b"de", b"f", b"g"), (b"def",)):
+        with pytest.raises(ApiError) as caught:
+            await read_body(arriving(*chunks), limit(100), budget)
+        assert caught.value.status == 503
+        assert caught.value.detail is not None
+        assert budget.held == 3
     budget.give(kept.held)
-    assert (await read_body(arriving(b"de", b"f", b"gh"), 100, budget)).data == b"defgh"
+    assert (await read_body(arriving(b"de", b"f", b"gh"), limit(100), budget)).data == b"defgh"
 
 
-async def test_a_client_that_leaves_and_one_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bytes_max", [1, 3, 100])
+async def test_a_client_that_leaves(bytes_max: int) -> None:
     budget = BodyBudget()
     with pytest.raises(Disconnected):
-        await read_body(arriving(b"ab", then=dict(DISCONNECT)), 100, budget)
-    monkeypatch.setattr(reading, "READ_S_MAX", 0.01)
-    with pytest.raises(ApiError) as caught:
-        await read_body(arriving(b"ab", then={"type": "http.request", "body": b"c", "more_body": True}), 100, budget)
-    assert caught.value.status == 408
+        await read_body(arriving(b"ab", then=dict(DISCONNECT)), limit(bytes_max), budget)
     assert budget.held == 0
 
 
 async def test_a_body_without_end_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "DRAIN_BYTES_MAX", 10)
-    with pytest.raises(ApiError) as caught:
-        await read_body(arriving(b"x" * 6, b"x" * 6, b"x"), 3, BodyBudget())
-    assert caught.value.status == 413
+    more: MutableMapping[str, Any] = {"type": "http.request", "body": b"x" * 6, "more_body": True}
+
+    async def endless() -> MutableMapping[str, Any]:
+        return more
+
+    with pytest.raises(ApiError, match="18 bytes"):
+        await read_body(endless, limit(3), BodyBudget())
+
+
+def test_a_declared_length_is_judged_before_anything_is_read() -> None:
+    check_declared([(b"content-length", b"3")], limit(3))
+    check_declared([(b"transfer-encoding", b"chunked")], limit(3))
+    with pytest.raises(ApiError, match="4 bytes"):
+        check_declared([(b"host", b"x"), (b"content-length", b"4")], limit(3))
+
+
+async def test_what_nobody_wants_is_read_unless_the_client_waits() -> None:
+    await discard(arriving(b"ab", b"c"), [])
+    asked = False
+
+    async def receive() -> MutableMapping[str, Any]:
+        nonlocal asked
+        asked = True
+        return {"type": "http.request"}
+
+    await discard(receive, [(b"expect", b"100-Continue")])
+    assert not asked

@@ -314,3 +314,18 @@ def test_base64_is_at_least_as_strict_as_the_librarys_strict_mode() -> None:
     for size in range(20):
         data = rng.randbytes(size)
         assert codec.from_json(OURS.shapes["Blob"], base64.b64encode(data).decode()) == data
+
+
+@pytest.mark.parametrize("more", ["AAA", "AA\nA", "AA==AAAA", "A===", "=AAA", "AAAA%AAA"])
+def test_a_large_blob_is_decoded_in_steps_and_as_strictly(more: str) -> None:
+    step = "A" * codec.BLOB_STEP
+    data = random.Random(12).randbytes(2 * codec.BLOB_STEP + 1)
+    assert codec.from_json(OURS.shapes["Blob"], base64.b64encode(data).decode()) == data
+    for text in (step + more, step[:-len(more)] + more, step[:-len(more)] + more + "AAAA"):
+        try:
+            expected = base64.b64decode(text, validate=True)
+        except ValueError:
+            with pytest.raises(ApiError):
+                codec.from_json(OURS.shapes["Blob"], text)
+        else:
+            assert codec.from_json(OURS.shapes["Blob"], text) == expected

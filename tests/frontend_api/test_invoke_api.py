@@ -3,6 +3,8 @@
 import base64
 import http.client
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import botocore.auth
@@ -13,7 +15,7 @@ import pytest
 from frontend.api import invoke_operation
 from frontend.api.errors import ApiError
 from tests.frontend_api.test_functions_api import ARN, error_of
-from tests.frontend_api.world import ACCOUNT, REGION, Served
+from tests.frontend_api.world import ACCOUNT, REGION, ROLE, Served, archive, served
 
 MB_6 = 6_291_456
 
@@ -143,6 +145,27 @@ def test_unavailable_and_broken_insides(client: Any, make: Any) -> None:
     assert "secret" not in json.dumps(error)
 
 
+def test_what_the_end_of_a_frontend_cuts_off_is_told_so() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with served() as ending:
+            client = ending.client()
+            client.create_function(
+                FunctionName="endless", Runtime="python3.11", Role=ROLE, Handler="handler.main",
+                Code={"ZipFile": archive()},
+            )
+            client.get_waiter("function_active_v2").wait(
+                FunctionName="endless", WaiterConfig={"Delay": 0.02, "MaxAttempts": 500}
+            )
+            told = pool.submit(error_of, client.invoke, FunctionName="endless")
+            deadline = time.monotonic() + 10
+            while not ending.world.invoker.requests:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        error = told.result(10)
+    assert (error["status"], error["code"]) == (500, "ServiceException")
+    assert "whether its work was done is not known" in error["message"]
+
+
 def raw(
     api: Served, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], dict[str, Any]]:
@@ -192,6 +215,16 @@ def test_an_unknown_path_is_404_for_who_may_ask(api: Served) -> None:
     assert raw(api, "GET", path)[0] == 403
 
 
+@pytest.mark.parametrize(("method", "path"), [
+    ("PATCH", "/2015-03-31/functions/echo"), ("DELETE", "/2015-03-31/functions/echo/invocations"),
+    ("GET", "/2015-03-31/functions/echo/invocations"), ("POST", "/2014-11-13/functions/echo/invocations"), ("GET", "/"),
+])
+def test_a_wrong_method_or_path_is_told(api: Served, method: str, path: str) -> None:
+    status, headers, document = raw(api, method, path, headers=signed(api, method, path))
+    assert (status, headers["x-amzn-errortype"]) == (404, "UnknownOperationException")
+    assert document["Detail"] == f"No operation of the Lambda API has the address {method} {path}."
+
+
 def test_another_spelling_of_the_address_is_not_invoke(api: Served) -> None:
     path = "/2015-03-31/functions/echo/invocations/"
     assert raw(api, "POST", path, headers=signed(api, "POST", path))[0] == 404
@@ -215,7 +248,7 @@ def test_the_trace_is_passed_on_and_completed(api: Served, echo: str, sent: str,
     assert api.world.invoker.requests[-1].trace_id == trace
 
 
-def test_a_lapsed_copy_is_not_served(api: Served, client: Any, echo: str) -> None:
+def test_before_its_first_listing_a_frontend_serves_nothing(api: Served, client: Any, echo: str) -> None:
     functions = api.world.functions
     kept = functions._valid_until
     functions._valid_until = float("-inf")

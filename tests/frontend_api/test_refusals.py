@@ -12,10 +12,11 @@ from frontend.api.errors import ApiError
 from frontend.api.honoured import RULES
 from frontend.api.model import load
 from frontend.api.operations import OPERATIONS
+from frontend.configuration import check_runtime
 from frontend.packages import DIRECTORY_BYTES_MAX, check_archive
 from tests.frontend_api.test_codec import sample
 from tests.frontend_api.test_functions_api import error_of
-from tests.frontend_api.world import ROLE, Served, archive
+from tests.frontend_api.world import ROLE, RUNTIMES, Served, archive
 
 
 def creation(**changes: Any) -> dict[str, Any]:
@@ -112,8 +113,71 @@ def test_retired_unknown_and_absent_runtimes(client: Any) -> None:
         "Value cobol85 at 'runtime' failed to satisfy constraint: Member must satisfy enum value set: [nodejs, "
     )
     assert error["message"].endswith("] or be a valid ARN")
+    for runtime in ("cobol85", "python3.7", "nodejs22.x"):
+        with pytest.raises(ApiError) as caught:
+            check_runtime(runtime, load(), RUNTIMES)
+        assert isinstance(caught.value.detail, dict)
+        assert caught.value.detail["runtimes"] == ["provided.al2023", "python3.11"], "those that this region has"
     error = error_of(client.create_function, **creation(Runtime="nodejs22.x"))
     assert "which has: provided.al2023, python3.11." in error["message"]
+
+
+OUT_OF_RANGE: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"Timeout": 0}, "0", "timeout", "greater than or equal to 1"),
+    ({"Timeout": 901}, "901", "timeout", "less than or equal to 900"),
+    ({"MemorySize": 127}, "127", "memorySize", "greater than or equal to 128"),
+    ({"MemorySize": 10_241}, "10241", "memorySize", "less than or equal to 10240"),
+    ({"EphemeralStorage": {"Size": 511}}, "511", "ephemeralStorage.size", "greater than or equal to 512"),
+    ({"EphemeralStorage": {"Size": 10_241}}, "10241", "ephemeralStorage.size", "less than or equal to 10240"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "value", "path", "bound"), OUT_OF_RANGE, ids=[f"{case[2]} {case[1]}" for case in OUT_OF_RANGE]
+)
+def test_values_out_of_range(
+    api: Served, make: Any, changes: dict[str, Any], value: str, path: str, bound: str
+) -> None:
+    unchecked = api.client(config={"parameter_validation": False})
+    make("ranged")
+    broken = f"Value '{value}' at '{path}' failed to satisfy constraint: Member must have value {bound}"
+    sentence = f"1 validation error detected: {broken}"
+    for operation, parameters in (
+        (unchecked.create_function, creation(**changes)),
+        (unchecked.update_function_configuration, {"FunctionName": "ranged", **changes}),
+    ):
+        error = error_of(operation, **parameters)
+        assert (error["status"], error["code"], error["message"]) == (400, "ValidationException", sentence)
+
+
+@pytest.mark.parametrize(("handler", "constraint"), [
+    ("a b", r"Member must satisfy regular expression pattern: [^\s]+"),
+    ("h" * 129, "Member must have length less than or equal to 128"),
+])
+def test_handlers_that_can_not_be_right(client: Any, handler: str, constraint: str) -> None:
+    """Any other string is stored, as AWS does: whether the module has it is known when it is loaded."""
+    error = error_of(client.create_function, **creation(Handler=handler))
+    assert (error["status"], error["code"]) == (400, "ValidationException")
+    assert error["message"] == (
+        f"1 validation error detected: Value '{handler}' at 'handler' failed to satisfy constraint: {constraint}"
+    )
+
+
+def test_an_unknown_function_is_told_by_every_operation(client: Any) -> None:
+    arn = "arn:aws:lambda:us-east-1:000000000000:function:nobody"
+    calls: list[tuple[Any, dict[str, Any], str]] = [
+        (client.invoke, {}, f"{arn}:$LATEST"),
+        (client.get_function, {}, arn),
+        (client.get_function_configuration, {}, arn),
+        (client.update_function_code, {"ZipFile": archive()}, arn),
+        (client.update_function_configuration, {"Timeout": 3}, arn),
+        (client.put_function_concurrency, {"ReservedConcurrentExecutions": 1}, f"{arn}:$LATEST"),
+        (client.delete_function, {}, arn),
+    ]
+    for operation, parameters, shown in calls:
+        error = error_of(operation, FunctionName="nobody", **parameters)
+        assert (error["status"], error["code"]) == (404, "ResourceNotFoundException")
+        assert error["message"] == f"Function not found: {shown}"
 
 
 def test_names_that_are_too_long_or_qualified(client: Any) -> None:
@@ -153,6 +217,13 @@ def encrypted() -> bytes:
     return bytes(data)
 
 
+def packed_by(method: int) -> bytes:
+    data = bytearray(archive())
+    at = data.index(b"PK\x01\x02")
+    struct.pack_into("<H", data, at + 10, method)
+    return bytes(data)
+
+
 def bomb() -> bytes:
     data = bytearray(archive())
     at = data.index(b"PK\x01\x02")
@@ -167,38 +238,103 @@ def directory_too_large() -> bytes:
     return directory + end
 
 
+def unix(name: str, mode: int, content: bytes = b"x") -> Any:
+    """An entry as Unix packers make it."""
+
+    def change(made: zipfile.ZipFile) -> None:
+        entry = zipfile.ZipInfo(name)
+        entry.create_system = 3
+        entry.external_attr = mode << 16
+        made.writestr(entry, content)
+
+    return change
+
+
+def overlapping() -> bytes:
+    """Two entries of the directory for the same bytes."""
+    data = packed(lambda made: made.writestr("one", "y" * 1000))
+    start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    directory, tail = data[start:end], bytearray(data[end:])
+    struct.pack_into("<HHI", tail, 8, 2, 2, 2 * len(directory))
+    return data[:start] + directory + directory.replace(b"one", b"two") + bytes(tail)
+
+
+def below_a_link(made: zipfile.ZipFile) -> None:
+    unix("d", 0o120777, b".")(made)
+    unix("d/x", 0o100644)(made)
+
+
 UNZIP = "Could not unzip uploaded file. Please check your file, then try to upload again."
-ARCHIVES: dict[str, tuple[bytes, str]] = {
-    "not a zip": (b"no zip at all", UNZIP),
-    "cut": (archive()[:-30], UNZIP),
-    "traversal": (packed(lambda made: made.writestr("../evil", "x")), UNZIP),
-    "absolute": (packed(lambda made: made.writestr("/etc/evil", "x")), UNZIP),
-    "backslashes": (packed(lambda made: made.writestr("..\\evil", "x")), UNZIP),
-    "encrypted": (encrypted(), UNZIP),
-    "too many entries": (directory_too_large(), UNZIP),
-    "empty": (packed(lambda _made: None), "Uploaded file must be a non-empty zip"),
-    "too large unzipped": (bomb(), "Unzipped size must be smaller than 262144000 bytes"),
+# What is sent, the entry that the answer names, and a word of its reason.
+ARCHIVES: dict[str, tuple[bytes, str, str]] = {
+    "not a zip": (b"no zip at all", "", "no readable zip"),
+    "cut": (archive()[:-30], "", "no readable zip"),
+    "traversal": (packed(lambda made: made.writestr("../evil", "x")), "../evil", "leads out"),
+    "absolute": (packed(lambda made: made.writestr("/etc/evil", "x")), "/etc/evil", "absolute"),
+    "backslashes": (packed(lambda made: made.writestr("..\\evil", "x")), "..\\evil", "leads out"),
+    "symlink out": (packed(unix("l", 0o120777, b"../../etc/passwd")), "l", "leads out"),
+    "absolute symlink": (packed(unix("l", 0o120777, b"/etc/passwd")), "l", "leads out"),
+    "below a symlink": (packed(below_a_link), "d/x", "no directory"),
+    "device": (packed(unix("dev", 0o020666)), "dev", "device"),
+    "pipe": (packed(unix("pipe", 0o010666)), "pipe", "device"),
+    "setuid": (packed(unix("su", 0o104755)), "su", "setuid"),
+    "encrypted": (encrypted(), "handler.py", "encrypted"),
+    "unknown compression": (packed_by(99), "handler.py", "method 99"),
+    "overlapping": (overlapping(), "", "overlaps"),
+    "long name": (packed(lambda made: made.writestr("n" * 300, "x")), "n" * 80, "too long"),
+    "too many entries": (directory_too_large(), "", "package fewer files"),
 }
 
 
 @pytest.mark.parametrize("name", sorted(ARCHIVES))
-def test_wrong_archives(name: str) -> None:
-    data, message = ARCHIVES[name]
+def test_wrong_archives_are_refused_at_the_upload(name: str) -> None:
+    data, entry, reason = ARCHIVES[name]
     with pytest.raises(ApiError) as caught:
         check_archive(data)
-    assert (caught.value.code, caught.value.message) == ("InvalidParameterValueException", message)
+    error = caught.value
+    assert (error.code, error.status, error.message) == ("InvalidParameterValueException", 400, UNZIP)
+    detail = error.detail
+    assert isinstance(detail, dict)
+    assert detail["field"] == "ZipFile"
+    assert reason in detail["reason"]
+    if name != "overlapping":   # either of the two
+        assert detail.get("entry", "") == entry
 
 
-def test_an_archive_that_is_too_large() -> None:
+def test_a_wrong_archive_changes_nothing(client: Any, make: Any, api: Served) -> None:
+    before = make("kept", Code={"ZipFile": archive()})["CodeSha256"]
+    error = error_of(client.update_function_code, FunctionName="kept", ZipFile=b"no zip at all")
+    assert (error["status"], error["code"], error["message"]) == (400, "InvalidParameterValueException", UNZIP)
+    assert client.get_function_configuration(FunctionName="kept")["CodeSha256"] == before
+    error = error_of(client.create_function, **creation(Code={"ZipFile": overlapping()}))
+    assert error["message"] == UNZIP
+    assert error_of(client.get_function, FunctionName="refused")["code"] == "ResourceNotFoundException"
+
+
+def test_an_archive_without_files() -> None:
+    with pytest.raises(ApiError) as caught:
+        check_archive(packed(lambda _made: None))
+    assert caught.value.message == "Uploaded file must be a non-empty zip"
+
+
+def test_archives_that_are_too_large() -> None:
     with pytest.raises(ApiError) as caught:
         check_archive(bytes(52_428_801))
     assert (caught.value.code, caught.value.status) == ("RequestEntityTooLargeException", 413)
     assert caught.value.message == "Zipped size must be smaller than 52428800 bytes"
+    assert caught.value.detail == {"field": "ZipFile", "value_bytes": 52_428_801, "limit_bytes": 52_428_800}
+    with pytest.raises(ApiError) as caught:
+        check_archive(bomb())
+    assert (caught.value.code, caught.value.status) == ("InvalidParameterValueException", 400)
+    assert caught.value.message == "Unzipped size must be smaller than 262144000 bytes"
+    assert caught.value.detail == {"field": "ZipFile", "value_bytes": 262_144_000, "limit_bytes": 262_144_000}
 
 
 def test_good_archives_pass() -> None:
     check_archive(archive())
     check_archive(archive({"a/b/c.py": "", "..hidden": "", "d/": ""}))
+    check_archive(packed(unix("bin/run", 0o100755)))
+    check_archive(packed(lambda made: (unix("lib/a", 0o100644)(made), unix("b", 0o120777, b"lib/a")(made))))
 
 
 def test_a_request_body_that_is_too_large(client: Any, api: Served) -> None:

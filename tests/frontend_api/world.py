@@ -13,9 +13,8 @@ from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import uvicorn
-
 from chassis.clock import SystemClock
+from chassis.credentials import Credentials
 from frontend.api.app import Application
 from frontend.api.context import Services
 from frontend.api.model import load
@@ -24,6 +23,11 @@ from frontend.auth.authenticator import Authenticator
 from frontend.auth.keys import AccessKey, KeyRing, new_key, store_key
 from frontend.auth.links import CodeLinks
 from frontend.code_blobs import CodeBlobs
+from frontend.config import HttpLimits
+from frontend.functions import FunctionRecord
+from frontend.gate import Gate, GateBounds
+from frontend.health import Health
+from frontend.http_server import HttpServer
 from frontend.ids import RandomIds
 from frontend.metadata import Follower, WatchedFunctions
 from frontend.settling import Settler
@@ -68,7 +72,7 @@ class MemoryLimits:
         before = self.reserved.get((account, function))
         others = sum(n for (a, f), n in self.reserved.items() if a == account and f != function)
         if value is not None and others + value > self.concurrency - 100:
-            raise BelowFloor
+            raise BelowFloor(account_limit=self.concurrency, reserved_elsewhere=others, floor=100)
         if value is None:
             self.reserved.pop((account, function), None)
         else:
@@ -101,12 +105,18 @@ class EchoInvoker:
             raise Unavailable("No worker is registered.", {"remedy": "start one"})
         if name.startswith("broken"):
             raise ZeroDivisionError("a secret of the inside")
+        if name.startswith("endless"):
+            await asyncio.Event().wait()
         error = "Unhandled" if name.startswith("failing") else None
         log = b"START\n" + "\u00e9".encode() * 3000
         return InvokeAnswer(
             payload=request.payload, function_error=error, executed_version="$LATEST", log_tail=log,
             phases={"permit": 0.25, "run": 2.0},
         )
+
+
+async def nothing_runs(_record: FunctionRecord, _deleted: bool) -> None:
+    """What managers answer where nothing was ever started."""
 
 
 class World:
@@ -120,7 +130,7 @@ class World:
         self.ids = RandomIds(rng)
         self.functions = WatchedFunctions(self.metadata, self.cipher, self.clock)
         self.ring = KeyRing(self.metadata, self.cipher)
-        self.settler = Settler(self.metadata, self.functions, self.ids)
+        self.settler = Settler(self.metadata, self.functions, self.ids, nothing_runs)
         self.functions.on_unsettled = self.settler.adopt
         self.follower = Follower(self.metadata, self.functions, self.ring, node=node, clock=self.clock)
         self.limits = MemoryLimits()
@@ -142,7 +152,10 @@ class World:
             invoker=self.invoker,
             runtimes=lambda: RUNTIMES,
         )
-        self.application = Application(self.services, Authenticator(self.ring, REGION, self.clock))
+        self.gate = Gate(GateBounds(), self.clock, lambda key_id: ACCOUNT if self.ring.known(key_id) else "")
+        self.health = Health(lambda: "")
+        authenticator = Authenticator(self.ring, REGION, self.clock)
+        self.application = Application(self.services, authenticator, self.gate, self.health)
         self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -169,11 +182,11 @@ class World:
 class Served:
     """A world on a real port, its loop in a thread of its own, so that blocking clients can be used."""
 
-    def __init__(self, world: World, loop: asyncio.AbstractEventLoop, port: int) -> None:
+    def __init__(self, world: World, loop: asyncio.AbstractEventLoop, url: str) -> None:
         self.world = world
         self.loop = loop
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+        self.port = int(url.rsplit(":", 1)[1])
+        self.url = url
         self._clients: list[Any] = []
 
     def run(self, what: Awaitable[T]) -> T:
@@ -214,46 +227,44 @@ def client_for(url: str, key_id: str, secret: str, **changes: Any) -> Any:
 
 
 @contextmanager
-def served() -> Iterator[Served]:
-    """A served world; stopped and joined on the way out."""
+def served(credentials: Credentials | None = None) -> Iterator[Served]:
+    """A served world, by HTTPS with ``credentials``; stopped and joined on the way out."""
     ready = threading.Event()
     found: dict[str, Any] = {}
 
     async def main() -> None:
         world = World()
         await world.start()
-        config = uvicorn.Config(
-            world.application, host="127.0.0.1", port=0, log_level="warning", lifespan="off", http="httptools",
-            access_log=False, date_header=False, server_header=False,
-        )
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.005)
+        server = HttpServer(world.application, HttpLimits())
+        address = await server.listen("127.0.0.1:0", credentials=credentials)
+        over = asyncio.Event()
         found.update(
-            world=world, server=server, loop=asyncio.get_running_loop(),
-            port=server.servers[0].sockets[0].getsockname()[1],
+            world=world, over=over, loop=asyncio.get_running_loop(),
+            url=f"{'http' if credentials is None else 'https'}://{address}",
         )
         ready.set()
-        await serving
+        await over.wait()
+        world.health.leave()
+        await server.finish(1)
         await world.stop()
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
     assert ready.wait(10)
     try:
-        yield Served(found["world"], found["loop"], found["port"])
+        yield Served(found["world"], found["loop"], found["url"])
     finally:
-        found["server"].should_exit = True
+        found["loop"].call_soon_threadsafe(found["over"].set)
         thread.join(10)
         assert not thread.is_alive()
 
 
 def archive(files: Mapping[str, str] | None = None) -> bytes:
-    """A zip of the given files."""
+    """A zip of the given files: the same bytes whenever it is made."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
         for name, text in (files or {"handler.py": "def main(event, context):\n    return event\n"}).items():
-            packed.writestr(name, text)
+            entry = zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            packed.writestr(entry, text)
     return buffer.getvalue()

@@ -1,7 +1,9 @@
 """State directory, public address, topology, command line: what is refused says what to do."""
 
+import contextlib
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from labda.phases import describe, parse
 from labda.refusal import Refusal
 from labda.state import State
 from labda.topology import Topology
+from storage.sqlite_file import METADATA_FILE, SCHEMA_VERSION, prepare
 
 
 def test_a_directory_serves_one_cluster(tmp_path):
@@ -40,6 +43,37 @@ def test_a_newer_directory_is_refused(tmp_path):
     (tmp_path / "version").write_text("2\n")
     with pytest.raises(Refusal, match=r"written by a newer labda \(format 2"):
         state.prepare()
+
+
+def up(state):
+    """`labda up` as a person runs it; it is refused before anything is started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "labda", "up", "--state", str(state), "--listen", "127.0.0.1:0"], capture_output=True,
+        text=True, check=False, cwd=Path(__file__).parents[2], timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("labda: ")
+    assert done.stderr.count("\n") == 1
+    assert not list((state / "logs").glob("*.log")), "a process was started"
+    return done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root the host is refused first")
+def test_a_state_directory_that_can_not_be_used_is_refused_by_up(tmp_path):
+    State(tmp_path).prepare()
+    store = tmp_path / "store" / METADATA_FILE
+    prepare(store, busy_s=1.0)
+    with contextlib.closing(sqlite3.connect(store)) as newer, newer:
+        newer.execute("UPDATE store SET schema_version = ?", (SCHEMA_VERSION + 1,))
+    assert f"{store} has schema version {SCHEMA_VERSION + 1} and this program knows versions up to" in up(tmp_path)
+    store.write_bytes(b"something else" * 1000)
+    assert "can't be opened as a metadata store: file is not a database" in up(tmp_path)
+    (tmp_path / "version").write_text("2\n")
+    assert "written by a newer labda (format 2" in up(tmp_path)
+    store.unlink()
+    (tmp_path / "version").write_text("1\n")
+    with State(tmp_path).lock():
+        assert f"a cluster already runs in {tmp_path} (pid {os.getpid()})" in up(tmp_path)
 
 
 def test_records_are_for_their_owner_only(tmp_path):
@@ -69,7 +103,8 @@ def test_a_port_in_use_names_its_process():
 
 @pytest.mark.parametrize(
     ("listen", "url"),
-    [("127.0.0.1:9000", "http://127.0.0.1:9000"), ("0.0.0.0:80", "http://127.0.0.1:80"), ("[::]:80", "http://[::1]:80")],
+    [("127.0.0.1:9000", "http://127.0.0.1:9000"), ("0.0.0.0:80", "https://127.0.0.1:80"),
+     ("[::]:80", "https://[::1]:80"), ("10.1.2.3:9000", "https://10.1.2.3:9000"), ("[::1]:1", "http://[::1]:1")],
 )
 def test_the_url_of_an_address(listen, url):
     assert endpoint.url(listen) == url
@@ -86,7 +121,7 @@ def test_counting_has_an_odd_number_of_members(azs, members):
     topology = Topology(azs=azs)
     assert topology.counting_members == members
     names = [member.node for member in topology.members()]
-    assert len(names) == len(set(names)) == members + 2 + 2 * azs
+    assert len(names) == len(set(names)) == members + 4 + 2 * azs
     assert {member.az for member in topology.members()} == {f"az{n}" for n in range(1, azs + 1)}
 
 
@@ -95,7 +130,8 @@ def test_the_default_cluster():
     assert nodes == {
         "counting-az1": ("az1", "control-az1"), "counting-az2": ("az2", "control-az2"),
         "counting-az3": ("az3", "control-az3"), "placement-az1": ("az1", "control-az1"),
-        "manager-az2": ("az2", "control-az2"),
+        "placement-az2": ("az2", "control-az2"), "manager-az2": ("az2", "control-az2"),
+        "manager-az3": ("az3", "control-az3"),
         "frontend-az1-1": ("az1", "control-az1"), "frontend-az2-1": ("az2", "control-az2"),
         "frontend-az3-1": ("az3", "control-az3"),
         "worker-az1-1": ("az1", "host-az1-1"), "worker-az2-1": ("az2", "host-az2-1"),

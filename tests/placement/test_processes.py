@@ -12,6 +12,7 @@ from chassis import config
 from chassis.certificates import Authority, TlsFiles
 from chassis.clock import SystemClock
 from chassis.config import NodeConfig
+from chassis.credentials import Credentials
 from chassis.directory import Directory
 from chassis.grpc_network import GrpcNetwork
 from chassis.rpc import Caller
@@ -81,7 +82,8 @@ async def test_processes_find_each_other_hand_over_and_end(spawn):
     first = spawn("worker_manager", "manager-az1")
     operator = Caller(service="operator", node="operator", az="az1", host="h1")
     directory = Directory(
-        network=GrpcNetwork(spawn.authority.issue(operator)), clock=SystemClock(), seeds=(spawn.seed,),
+        network=GrpcNetwork(Credentials.fixed(spawn.authority.issue(operator))), clock=SystemClock(),
+        seeds=(spawn.seed,),
         node=placement_pb2.Node(node="operator", service="operator", az="az1", host="h1"),
     )
     directory.start()

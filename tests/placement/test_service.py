@@ -21,7 +21,8 @@ from storage.memory import MemoryMetadata
 
 TLS = TlsFiles(authority="", certificate="", key="")
 FAST = FleetConfig(
-    suspect_s=0.3, dead_s=0.6, takeover_s=0.2, renew_s=0.1, leadership_s=0.4, settle_s=0.3, time_scale=0.001
+    suspect_s=1.0, dead_s=2.5, takeover_s=0.2, renew_s=0.1, vacated_s=0.2, leadership_s=0.4, settle_s=0.3,
+    time_scale=0.001
 )
 
 
@@ -41,7 +42,7 @@ class Region:
             placement=self.seeds, tls=TLS, check=True,
         )
         service = PlacementService(
-            PlacementConfig(node=node, store="memory", fleet=FAST, heartbeat_s=0.05),
+            PlacementConfig(node=node, store="memory", fleet=FAST, tick_s=0.05),
             network=self.fabric.network(node.identity), clock=self.clock, rng=random.Random(seed),
             leases=MetadataLeases(self.store),
         )
@@ -233,3 +234,11 @@ async def test_the_store_away_stops_grants_and_nothing_else(region):
     await until(lambda: "worker-az1-1" in manager.nodes)
     region.store.before_write = calm
     assert (await orders(stream, "granted")).worker == "worker-az1-1"
+
+
+def test_a_leader_renews_before_it_stops_deciding():
+    node = NodeConfig(
+        service="placement", node="placement-az1", az="az1", host="h", listen="placement-az1:1", placement=(), tls=TLS,
+    )
+    with pytest.raises(ValueError, match=r"vacated_s \(0.2\).*renew_s \(0.1\) and tick_s \(0.25\)"):
+        PlacementConfig(node=node, store="memory", fleet=FAST)

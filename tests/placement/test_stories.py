@@ -31,6 +31,10 @@ def written(worker=WORKER, revision=2):
     return RecordWritten(worker=worker, revision=revision)
 
 
+def renewed(revision):
+    return LeadershipWritten(revision=revision, cause="leadership")
+
+
 def with_lease(**settings):
     """A leader, two managers, one worker leased to the first under number 1 at 0.0."""
     core = new_core(**settings)
@@ -67,6 +71,25 @@ def test_two_workers_per_az_make_two_active_managers(story):
     ])
 
 
+def test_a_joining_manager_gets_its_part_by_handover(story):
+    core = new_core()
+    feed(core, [
+        *first_leader(), (0.0, registered(MANAGER, 1)), (0.0, joined(MANAGER, 2)),
+        (0.0, registered(WORKER, 3)), (0.0, registered("worker-az1-2", 4)),
+    ])
+    story(core, [
+        "Two workers, both the first manager's. A second one becomes active and owns nothing yet.",
+        (0.1, registered(OTHER, 5)), (0.1, joined(OTHER, 6)),
+        "The first gives one back as it is; functions move with its first worker.",
+        (0.2, WorkerReturned(manager=MANAGER, worker=WORKER, lease=1)),
+        (0.2, written(revision=4)),
+        (0.2, drawn(at=0.2)),
+        (0.2, written(revision=5)),
+        "The parts are fair.",
+        (5.0, Heartbeat(node=MANAGER, connection=1)),
+    ])
+
+
 def test_silence_is_reversible_until_it_is_not(story):
     core = with_lease()
     beats = [(quarter / 4, Tick()) for quarter in range(1, 4)]
@@ -75,17 +98,39 @@ def test_silence_is_reversible_until_it_is_not(story):
     story(core, [
         (0.9, others[0]), (0.9, others[1]),
         "A second of silence: suspected. One word: serving again.",
-        (1.0, Tick()),
+        (1.0, Tick()), (1.0, renewed(2)),
         (1.2, Heartbeat(node=WORKER, connection=5, load=Capacity(memory_mb=4096, memory_free_mb=128))),
         (1.8, others[0]), (1.8, others[1]),
-        (2.3, Tick()),
+        (2.3, Tick()), (2.3, renewed(3)),
         (2.7, others[0]), (2.7, others[1]), (3.4, others[0]), (3.4, others[1]),
+        (3.4, Tick()), (3.4, renewed(4)),
         "Three seconds: dead, and its manager is told that the lease is lost.",
         (4.2, Tick()),
         "It comes back as it was: the next lease has the next number.",
         (4.3, registered(WORKER, 6)),
         (4.3, drawn(at=4.3)),
         (4.3, written(revision=3)),
+    ])
+
+
+def test_a_leader_that_was_cut_off_takes_no_worker_away(story):
+    core = with_lease()
+    away = LeadershipFailed(fault="the store did not answer within 2.0 s")
+    ticks = [(quarter / 4, Tick()) for quarter in range(1, 32)]
+    # Off the network: the store doesn't answer, and everybody but the second manager falls silent.
+    feed(core, sorted(
+        [*ticks, *((at, away) for at in (3.1, 5.1, 7.1)),
+         *((at / 2, Heartbeat(node=OTHER, connection=3)) for at in range(1, 16))],
+        key=lambda one: one[0],
+    ))
+    story(core, [
+        "Back, and heard of by others before it has read its record: nobody gets a role or a worker from it.",
+        (7.8, registered(WORKER, 6)), (7.8, registered(OTHER, 7)), (7.8, joined(OTHER, 8)),
+        (8.0, Tick()),
+        "Another one leads: who was cut off for so long has a successor.",
+        (8.1, LeadershipRead(stored=Stored(
+            value=Leadership(holder="placement-az2", term=2, renewed_until=WALL + 11.0), revision=9
+        ))),
     ])
 
 
@@ -107,7 +152,7 @@ def test_a_killed_manager_is_replaced(story):
         (0.3, StreamClosed(node=MANAGER, connection=1)),
         (0.9, Heartbeat(node=OTHER, connection=3)), (0.9, Heartbeat(node=WORKER, connection=5)),
         "Its stream broke and it isn't back within a second: the standby takes over, under the next number.",
-        (1.25, Tick()),
+        (1.25, Tick()), (1.25, renewed(2)),
         (1.25, drawn(at=1.25)),
         (1.26, written(revision=3)),
         "The first one comes back: it holds nothing and stands by.",
@@ -207,6 +252,20 @@ def test_leadership_is_taken_over_when_the_record_stands_still(story):
     ])
 
 
+def test_a_killed_leader_is_replaced_sooner(story):
+    value = Leadership(holder="placement-az2", term=4, renewed_until=WALL)
+    seen = LeadershipRead(stored=Stored(value=value, revision=8), cause="leadership")
+    core = new_core()
+    feed(core, [(0.0, registered("placement-az2", 1))])
+    story(core, [
+        (0.5, Tick()), (0.5, seen),
+        "Its stream breaks and it isn't back: had it lived, it would have renewed by now.",
+        (0.6, StreamClosed(node="placement-az2", connection=1)),
+        (1.2, Tick()), (1.2, seen),
+        (2.1, Tick()), (2.1, seen),
+    ])
+
+
 def test_a_restarted_placement_starts_from_its_records(story):
     mine = Leadership(holder="placement-az1", term=4, renewed_until=WALL)
     lease = LeaseRecord(
@@ -214,16 +273,20 @@ def test_a_restarted_placement_starts_from_its_records(story):
         soft_end=WALL + 7200, hard_end=WALL + 10800, state="leased",
     )
     core = new_core()
+    seen = LeadershipRead(stored=Stored(value=mine, revision=20), cause="leadership")
     story(core, [
-        (0.0, Tick()), (0.0, LeadershipRead(stored=Stored(value=mine, revision=20), cause="leadership")),
+        "The record names this process's former self: a standby, who knows the region, may be faster.",
+        (0.0, Tick()), (0.0, seen),
     ])
-    feed(core, [(0.01, LeadershipWritten(revision=21)), (0.2, registered(WORKER, 1)), (0.2, registered(MANAGER, 2))])
+    feed(core, [(0.2, registered(WORKER, 1)), (0.2, registered(MANAGER, 2))])
+    story(core, [(1.6, Tick()), (1.6, seen)])
+    feed(core, [(1.61, LeadershipWritten(revision=21))])
     story(core, [
-        (0.3, RecordsRead(records=(Stored(value=lease, revision=12),), wall=WALL, cause="leadership")),
-        (0.4, joined(MANAGER, 3, held=[(WORKER, 3)])),
+        (1.7, RecordsRead(records=(Stored(value=lease, revision=12),), wall=WALL, cause="leadership")),
+        (1.7, joined(MANAGER, 3, held=[(WORKER, 3)])),
         "Everybody had time to register: the first view goes out, the lease stays.",
-        (1.0, Tick()),
+        (1.75, Tick()),
         "The record carries another term: it stands by again.",
-        (2.0, LeadershipFailed(fault="conflict")),
-        (2.0, LeadershipRead(stored=Stored(value=Leadership(holder="x", term=9, renewed_until=1), revision=30))),
+        (2.7, Tick()), (2.7, LeadershipFailed(fault="conflict")),
+        (2.7, LeadershipRead(stored=Stored(value=Leadership(holder="x", term=9, renewed_until=1), revision=30))),
     ])

@@ -1,6 +1,5 @@
 """Random walks of the fleet: whatever happens, check() holds, and no manager is told of a lease that isn't written."""
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -29,6 +28,7 @@ from placement.messages import (
 )
 from storage.interfaces import Leadership, Stored
 from tests.placement.fleet import WALL, joined, new_core, registered
+from tests.walking import walk
 
 MANAGERS = ["worker_manager-az1", "worker_manager-az2"]
 WORKERS = ["worker-az1-1", "worker-az1-2", "worker-az2-1"]
@@ -185,5 +185,5 @@ class Fleet(RuleBasedStateMachine):
         assert set(self.core.owners) <= self.core.active or not self.core.is_active
 
 
-Fleet.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+Fleet.TestCase.settings = walk(examples=150, steps=60)
 TestFleet = Fleet.TestCase

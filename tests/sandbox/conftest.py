@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 from worker.sandbox import host
 from worker.sandbox.driver import RUNTIME_API_ADDRESS, SandboxSpec, UnpackLimits
-from worker.sandbox.native import NativeDriver, NativeSandbox, Output
+from worker.sandbox.native import NativeDriver, NativeSandbox, PipeOutput
 from worker.sandbox.settings import SpawnerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,10 +108,10 @@ class Runtime:
 
     async def start(self) -> None:
         output = await self.sandbox.start()
-        assert isinstance(output, Output)
+        assert isinstance(output, PipeOutput)
         self.reader = asyncio.create_task(self._read(output))
 
-    async def _read(self, output: Output) -> None:
+    async def _read(self, output: PipeOutput) -> None:
         async for chunk in output:
             self.output += chunk
 
@@ -204,7 +205,7 @@ def loops_of(config: SpawnerConfig) -> list[str]:
     return found
 
 
-async def start_ground(state: Path, name: str = "", **changes: Any) -> Ground:
+async def start_ground(state: Path, name: str = "", *, authority_s: float = 300.0, **changes: Any) -> Ground:
     name = name or f"test-{os.getpid()}"
     config = SpawnerConfig(
         name=name, state_dir=str(state), runtimes_dir=str(RUNTIMES), uid_base=1_500_000_000, sandboxes_max=32,
@@ -216,12 +217,13 @@ async def start_ground(state: Path, name: str = "", **changes: Any) -> Ground:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker.sandbox.spawner", "--config", str(file),
+            [sys.executable, "-m", "worker.sandbox.spawner_process", "--config", str(file),
              "--socket-fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()], cwd=ROOT,
         )
     driver = NativeDriver(ours)
     await driver.start()
+    driver.authorise(time.clock_gettime(time.CLOCK_BOOTTIME) + authority_s, 1.0)
     return Ground(driver, process, config)
 
 

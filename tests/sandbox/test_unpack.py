@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from chassis.archive import Refused, plan
 from tests.sandbox.conftest import Ground, start_ground, zipped
-from worker.sandbox import archive
 from worker.sandbox.codecache import CodeCache
 from worker.sandbox.driver import BadArchive
 
@@ -147,5 +147,5 @@ def test_a_crash_leaves_no_half_entry(tmp_path: Path) -> None:
 
 def test_too_many_entries() -> None:
     data = several([(f"f{n}", 0o100644, b"") for n in range(11)])
-    with zipfile.ZipFile(io.BytesIO(data)) as opened, pytest.raises(archive.Refused, match="11 entries"):
-        archive.plan(opened, size_bytes_max=1 << 20, entries_max=10)
+    with zipfile.ZipFile(io.BytesIO(data)) as opened, pytest.raises(Refused, match="11 entries"):
+        plan(opened, root="/var/task", size_bytes_max=1 << 20, entries_max=10)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from storage.faults import StoreUnavailable
-from storage.files import INCOMING, FileBlobs
+from storage.files import ASIDE, INCOMING, FileBlobs
 from tests.storage.contract import pieces
 
 
@@ -63,3 +63,18 @@ async def test_a_directory_that_can_not_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreUnavailable, match="can't be used"):
         FileBlobs(tmp_path / "file" / "blobs")
+
+
+async def test_a_deletion_that_a_crash_cut_short_is_undone(tmp_path: Path) -> None:
+    """The file lay aside while it was looked at: it may have been a newer one."""
+    blobs = FileBlobs(tmp_path)
+    first, second = await blobs.put(pieces(b"1")), await blobs.put(pieces(b"2"))
+    for blob in (first, second):
+        path = tmp_path / blob.sha256[:2] / blob.sha256[2:4] / blob.sha256
+        path.rename(path.with_name(path.name + ASIDE))
+    assert await blobs.list() == ()
+    await blobs.put(pieces(b"2"))
+    opened = FileBlobs(tmp_path)
+    assert {blob.sha256 for blob in await opened.list()} == {first.sha256, second.sha256}
+    assert not list(tmp_path.glob(f"*/*/*{ASIDE}"))
+    assert b"".join([chunk async for chunk in opened.get(first.sha256)]) == b"1"

@@ -14,7 +14,7 @@ import pytest
 from storage.faults import NewerSchema, OutcomeUnknown, StoreUnavailable
 from storage.sqlite_file import SCHEMA_VERSION
 from tests.storage import contract
-from tests.storage.worlds import SqliteWorld, eventually
+from tests.storage.worlds import LOG_CHANGES_MAX, SqliteWorld, eventually
 
 WRITER = [sys.executable, "-m", "tests.storage.other_process"]
 
@@ -155,3 +155,28 @@ async def test_an_idle_watch_slows_down_and_a_finished_one_stops_polling(world: 
     await world.metadata().put("k", b"", expected=0)
     await watching
     assert store._news._timer is None
+
+
+async def test_a_watch_is_not_woken_for_what_it_does_not_watch(world: SqliteWorld) -> None:
+    store, other = world.metadata(), world.metadata()
+    watching = asyncio.create_task(contract.first_changes(store, "k", after=0, count=1))
+    await eventually(lambda: store._news._unchanged > 0)
+    waited_for = store._news.next
+    for number in range(3):     # placement's leadership is renewed once a second
+        await other.put("leadership", bytes([number]), expected=None)
+    seen = (await other.list("")).revision
+    await eventually(lambda: store._news._looked == seen)
+    assert store._news.next is waited_for
+    await other.put("k", b"", expected=0)
+    assert [change.key for change in await watching] == ["k"]
+
+
+async def test_a_watch_that_nothing_concerned_does_not_fall_behind_the_log(world: SqliteWorld) -> None:
+    store, other = world.metadata(short_log=True), world.metadata(short_log=True)
+    watching = asyncio.create_task(contract.first_changes(store, "k", after=0, count=1))
+    await eventually(lambda: store._news._unchanged > 0)
+    for _ in range(4 * LOG_CHANGES_MAX):
+        revision = await other.put("leadership", b"", expected=None)
+        await eventually(lambda: store._news._looked == revision)  # noqa: B023 -- looked at before the next one
+    await other.put("k", b"", expected=0)
+    assert [change.key for change in await watching] == ["k"]

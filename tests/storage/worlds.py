@@ -33,7 +33,7 @@ class ManualClock:
         return self.now
 
 
-class World(Protocol):
+class MetadataWorld(Protocol):
     clock: ManualClock
 
     def metadata(self, *, short_log: bool = False) -> MetadataStore:
@@ -48,9 +48,13 @@ class World(Protocol):
         """While it lasts, writes of this client don't begin."""
         ...
 
+    async def close(self) -> None: ...
+
+
+class BlobWorld(Protocol):
     def blobs(self) -> BlobStore: ...
 
-    def damage(self, sha256: str) -> None:
+    async def damage(self, sha256: str) -> None:
         """Flip a bit of a blob at rest."""
         ...
 
@@ -92,7 +96,7 @@ class MemoryWorld:
     def blobs(self) -> MemoryBlobs:
         return self._blobs
 
-    def damage(self, sha256: str) -> None:
+    async def damage(self, sha256: str) -> None:
         self._blobs.damage(sha256)
 
     async def close(self) -> None:
@@ -142,7 +146,7 @@ class SqliteWorld:
     def blobs(self) -> FileBlobs:
         return FileBlobs(self.blob_directory)
 
-    def damage(self, sha256: str) -> None:
+    async def damage(self, sha256: str) -> None:
         path = self.blob_directory / sha256[:2] / sha256[2:4] / sha256
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -15,7 +15,7 @@ from chassis.clock import Clock
 from chassis.config import NodeConfig
 from chassis.faults import Fault
 from chassis.memory_network import Fabric
-from chassis.rpc import Caller, Handlers, Network
+from chassis.rpc import Caller, Handlers, Network, StreamNetwork
 from protos import common_pb2, counting_pb2, counting_rpc, frontend_pb2, frontend_rpc, worker_pb2, worker_rpc
 from simulation.sandbox_driver import MemoryDriver
 from worker.config import WorkerConfig
@@ -48,6 +48,9 @@ class Ledger:
     """A member of counting that always leads."""
 
     authority_s: float = 120.0
+    grace_s: float = 30.0
+    silent: bool = False        # hears and answers nothing
+    slow_s: float = 0.0         # before a renewal is answered
     streams: list[Any] = field(default_factory=list)
     heard: list[Any] = field(default_factory=list)
     watermarks: tuple[common_pb2.Session, ...] = ()
@@ -63,11 +66,16 @@ class Ledger:
         stamp = counting_pb2.Stamp(term=1)
         while (message := await stream.receive()) is not None:
             self.heard.append(message)
+            if self.silent:
+                continue
             match message.WhichOneof("message"):
                 case "join":
                     await stream.send(answer(stamp=stamp, joined=answer.FenceTable(watermarks=self.watermarks)))
                 case "renew":
-                    renewed = answer.Renewed(number=message.renew.number, authority_s=self.authority_s)
+                    await asyncio.sleep(self.slow_s)
+                    renewed = answer.Renewed(
+                        number=message.renew.number, authority_s=self.authority_s, grace_s=self.grace_s
+                    )
                     await stream.send(answer(stamp=stamp, renewed=renewed))
                 case "end":
                     applied = answer.EndApplied(invocation=message.end.invocation)
@@ -162,8 +170,9 @@ class Region:
         self.archive = archive
         self.sha256 = hashlib.sha256(archive).hexdigest()
         self.size = len(archive)
+        network = self.fabric.network(caller("worker", "worker-1"))
         self.worker = WorkerService(
-            worker_config(**config), network=self.fabric.network(caller("worker", "worker-1")), driver=self.driver,
+            worker_config(**config), network=network, streams=network, driver=self.driver,
             clock=self.clock, rng=random.Random(1), log_files=MemoryFiles(), scratch=scratch,
             end_process=self.ended.set,
         )
@@ -176,6 +185,9 @@ class Region:
 
     async def __aexit__(self, *exc) -> None:
         await self.worker.close()
+
+    def streams(self, caller: Caller) -> StreamNetwork:
+        return self.network(caller)
 
     def network(self, caller: Caller) -> Network:
         return self.fabric.network(caller)
@@ -203,7 +215,7 @@ class Region:
         self.client = await self.connect()
 
     async def connect(self, node: str = "frontend-1") -> Client:
-        channel = self.network(caller("frontend", node)).connect(self.address, service="worker")
+        channel = self.streams(caller("frontend", node)).connect(self.inventory.invoke_address, service="worker")
         client = Client(channel.stream(worker_rpc.INVOKE))
         await client.send(Frame(hello=Frame.Hello(frontend=node)))
         await client.welcome

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from simulation.loop import VirtualClock, run
+from simulation.loop import VirtualClock, VirtualLoop, run
+from simulation.sandbox_driver import MemoryDriver
 from tests.worker.region import SESSION, Frame, Order, Region
 
 
@@ -311,3 +312,45 @@ def test_two_runs_are_the_same():
         run(main)
         return lines
     assert traced() == traced()
+
+
+@in_region(timeout_cap_s=10)
+async def test_an_agent_stopped_for_longer_than_its_authority_refuses_what_came_meanwhile(region):
+    """Stopped: time goes on and nothing happens here, as after SIGSTOP."""
+    await region.ready()
+    assert (await region.invoke("i1")).body == b"{}"
+    region.ledger.silent = True
+    await region.client.send(start_frame("late", region.start(deadline_s=900.0)))
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.advance(120.5)
+    assert (await region.client.answer("late")).refusal == "NO_AUTHORITY"
+    region.ledger.silent = False
+    await asyncio.sleep(3)
+    assert (await region.invoke("late")).refusal == "BARRED", "the refusal was for good"
+    assert (await region.invoke("i2")).body == b"{}", "the sandbox is as it was"
+
+
+expired: list[str] = []
+
+
+@in_region(driver=MemoryDriver(timeout_cap_s=10.0, on_expired=lambda: expired.append("expired")))
+async def test_the_watchdog_hears_of_every_renewal_and_waits_for_the_longest_timeout_and_half_the_grace(region):
+    await asyncio.sleep(20)
+    until = region.worker.agent.core.authority.until
+    assert 134.0 < until <= 140.0, "120 s from the newest renewal"
+    region.ledger.silent = True
+    await asyncio.sleep(until + 10.0 + 15.0 - region.clock.monotonic() - 0.1)
+    assert expired == []
+    await asyncio.sleep(0.2)
+    assert expired == ["expired"]
+
+
+@in_region(renew_s=30)
+async def test_a_short_authority_is_renewed_in_time(region):
+    region.ledger.authority_s = 4.0
+    await asyncio.sleep(31)
+    before = len(region.ledger.heard)
+    await asyncio.sleep(20)
+    assert len(region.ledger.heard) - before >= 15
+    await region.ready()

@@ -115,6 +115,20 @@ def test_the_worker_arbitrates(story):
     ])
 
 
+def test_what_its_first_holder_has_yet_to_use_is_not_taken_back_gently(story):
+    """Found by a simulated region that began under load: two starts in a row came too late, which is a 503."""
+    story(core(), [
+        *READY,
+        "asked for gently before the first start has come: it is still to be used",
+        (2.0, m.Raise(link=1, lease=1, sandbox="s1", sequence=2, used=1)),
+        (2.1, start()),
+        (2.2, result()),
+        (2.2, ended()),
+        "used, and only kept",
+        (2.3, m.Raise(link=1, lease=1, sandbox="s1", sequence=2, used=1)),
+    ])
+
+
 def test_take_over(story):
     story(core(), [
         *READY,
@@ -175,6 +189,15 @@ def test_a_failed_run_resets_its_sandbox(story):
         (6.2, m.SandboxBroken(sandbox="s1", reason="can't be killed")),
         (6.3, ended("i2")),
         (6.4, m.SandboxGone(sandbox="s1")),
+    ])
+
+
+def test_an_idle_sandbox_that_breaks_is_not_offered_any_more(story):
+    story(core(), [
+        *READY,
+        (2.0, m.SandboxBroken(sandbox="s1", reason="can't be frozen")),
+        (2.1, start()),
+        (5.0, m.SandboxGone(sandbox="s1")),
     ])
 
 

@@ -98,7 +98,7 @@ async def native_region(**config):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         spawner = subprocess.Popen(  # once, before anything else runs on this loop
-            [sys.executable, "-m", "worker.sandbox.spawner", "--config", str(state / "spawner.json"),
+            [sys.executable, "-m", "worker.sandbox.spawner_process", "--config", str(state / "spawner.json"),
              "--socket-fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )

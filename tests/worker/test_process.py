@@ -17,6 +17,8 @@ import pytest
 from chassis.certificates import Authority, Tls, TlsFiles, write_private
 from chassis.clock import SystemClock
 from chassis.config import NodeConfig, dump
+from chassis.credentials import Credentials
+from chassis.framed_network import FramedNetwork
 from chassis.grpc_network import GrpcNetwork
 from chassis.rpc import Caller
 from protos import worker_pb2, worker_rpc
@@ -36,8 +38,11 @@ class ProcessRegion(Region):
         self.state = Path(tempfile.mkdtemp(prefix="labda-worker-"))
         self.process: subprocess.Popen[bytes]
 
+    def streams(self, caller: Caller) -> FramedNetwork:
+        return FramedNetwork(Credentials.fixed(self.authority.issue(caller)))
+
     def network(self, caller: Caller) -> GrpcNetwork:
-        return GrpcNetwork(self.authority.issue(caller))
+        return GrpcNetwork(Credentials.fixed(self.authority.issue(caller)))
 
     async def __aenter__(self):
         await self.serve("127.0.0.1:0", "127.0.0.1:0")

@@ -5,6 +5,7 @@ from worker_manager.core import ManagerCore
 from worker_manager.messages import (
     Busy,
     FunctionKey,
+    Gone,
     Granted,
     Idle,
     Inventory,
@@ -12,6 +13,7 @@ from worker_manager.messages import (
     Placed,
     Ready,
     RegionSeen,
+    Release,
     Reserve,
     RoleGiven,
 )
@@ -19,23 +21,26 @@ from worker_manager.messages import (
 ME = "worker_manager-az1"
 
 
-def key(name="f", revision=1):
-    return FunctionKey(account="000000000000", function=name, version="$LATEST", revision=revision)
+ACCOUNT = "000000000000"
+
+
+def key(name="f", revision=1, account=ACCOUNT):
+    return FunctionKey(account=account, function=name, version="$LATEST", revision=revision)
 
 
 def reserve(cause, *, name="f", revision=1, frontend="frontend-az1", memory_mb=128, deadline_s=30.0, az="az1",
-            runtime="python3.12"):
+            runtime="python3.12", account=ACCOUNT, unsure=False):
     return Reserve(
-        frontend=frontend, cause=cause, function=key(name, revision), memory_mb=memory_mb, runtime=runtime,
-        deadline_s=deadline_s, az=az, sandbox=f"s-{cause}",
+        frontend=frontend, cause=cause, function=key(name, revision, account), memory_mb=memory_mb, runtime=runtime,
+        deadline_s=deadline_s, az=az, sandbox=f"s-{cause}", unsure=unsure,
     )
 
 
-def granted(worker, lease=1, *, soft_end_s=27000.0, hard_end_s=30600.0):
+def granted(worker, lease=1, *, soft_end_s=27000.0, hard_end_s=30600.0, drain_s=900.0, az_reserve=False):
     az = worker.split("-")[1]
     return Granted(
         worker=worker, address=f"{worker}:1", host=f"host-{worker}", az=az, lease=lease, soft_end_s=soft_end_s,
-        hard_end_s=hard_end_s,
+        hard_end_s=hard_end_s, drain_s=drain_s, az_reserve=az_reserve,
     )
 
 
@@ -43,6 +48,7 @@ def inventory(worker, lease=1, *, memory_mb=1024, free_mb=None, sandboxes=()):
     return Inventory(
         worker=worker, lease=lease, nonce=7, sandboxes=tuple(sandboxes), memory_mb=memory_mb,
         memory_free_mb=memory_mb if free_mb is None else free_mb, runtimes=("python3.12",),
+        invoke_address=f"{worker}:2",
     )
 
 
@@ -62,13 +68,13 @@ def idle(cause, sequence=1, worker="worker-az1"):
     return Idle(worker=worker, sandbox=f"s-{cause}", sequence=sequence)
 
 
-def new_core(*workers, memory_mb=1024, **settings):
+def new_core(*workers, memory_mb=1024, az_reserve=False, **settings):
     """An active manager that holds and has adopted ``workers``, at 0.0."""
     core = ManagerCore(node=ME, config=PoolConfig(**settings))
     feed(core, [
         (0.0, RoleGiven(active=True, term=1)),
         (0.0, RegionSeen(owners_version=1, owners=(ME,))),
-        *((0.0, granted(worker)) for worker in workers),
+        *((0.0, granted(worker, az_reserve=az_reserve)) for worker in workers),
         *((0.0, inventory(worker, memory_mb=memory_mb)) for worker in workers),
     ])
     return core
@@ -88,3 +94,11 @@ def warm(core, cause="a", at=0.0, *, worker="worker-az1", **fields):
         (at, reserve(cause, **fields)), (at, placed(cause, worker)), (at, ready(cause, worker)),
         (at, busy(cause, worker=worker)), (at, idle(cause, worker=worker)),
     ])
+
+
+def release_of(cause, sequence=1, frontend="frontend-az1"):
+    return Release(frontend=frontend, sandbox=f"s-{cause}", sequence=sequence)
+
+
+def gone_of(sandbox, worker):
+    return Gone(worker=worker, sandbox=sandbox, reason="destroyed")

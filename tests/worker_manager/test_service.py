@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -30,10 +31,10 @@ from worker_manager.service import ManagerService
 
 TLS = TlsFiles(authority="", certificate="", key="")
 SEEDS = ("placement-az1:1",)
-FLEET = FleetConfig(suspect_s=0.3, dead_s=0.6, takeover_s=0.2, renew_s=0.1, leadership_s=0.4, settle_s=0.3)
-QUICK = FleetConfig(
-    suspect_s=0.3, dead_s=0.6, takeover_s=0.2, renew_s=0.1, leadership_s=0.4, settle_s=0.3, time_scale=0.6 / 21600
+FLEET = FleetConfig(
+    suspect_s=1.0, dead_s=2.5, takeover_s=0.2, renew_s=0.1, vacated_s=0.2, leadership_s=0.4, settle_s=0.3
 )
+QUICK = replace(FLEET, time_scale=0.6 / 21600)
 
 
 class SmallWorker:
@@ -87,9 +88,12 @@ class SmallWorker:
             elif kind == "raise":
                 wanted = getattr(order, "raise")
                 row = self.sandboxes[wanted.sandbox]
-                row.sequence = wanted.sequence
+                busy = row.state == "busy"
+                kept = bool(wanted.used) and (busy or row.sequence < wanted.used)
+                if not kept:
+                    row.sequence = wanted.sequence
                 await self.say(stream, raised=worker_pb2.WorkerEvent.Raised(
-                    sandbox=wanted.sandbox, sequence=wanted.sequence, busy=row.state == "busy"))
+                    sandbox=wanted.sandbox, sequence=wanted.sequence, busy=busy, kept=kept))
             elif kind == "return":
                 assert not self.sandboxes
                 await self.say(stream, returned=worker_pb2.WorkerEvent.Returned())
@@ -115,7 +119,7 @@ class SmallWorker:
         return worker_pb2.WorkerEvent.Inventory(
             lease=self.highest, incarnation=common_pb2.Incarnation(host=self.caller.host, nonce=7),
             sandboxes=self.sandboxes.values(), memory_mb=self.memory_mb, memory_free_mb=self.memory_mb - used,
-            runtimes=["python3.12"],
+            runtimes=["python3.12"], invoke_address=f"{self.caller.node}:2",
         )
 
     async def say(self, stream, *, lease=None, **event):
@@ -127,13 +131,16 @@ class SmallWorker:
         if reservation.sequence < row.sequence or reservation.lease < self.highest or row.state == "busy":
             return False
         row.sequence, row.state = reservation.sequence, "busy"
-        word = {"sandbox": row.sandbox, "sequence": row.sequence}
-        await self.say(self.stream, busy=worker_pb2.WorkerEvent.Busy(**word))
+        await self.say_use(row, invocation="i")
         if until is not None:
             await until.wait()
         row.state = "idle"
-        await self.say(self.stream, idle=worker_pb2.WorkerEvent.Idle(**word))
+        await self.say_use(row, invocation="")
         return True
+
+    async def say_use(self, row, *, invocation):
+        use = worker_pb2.WorkerEvent.Use(sandbox=row.sandbox, sequence=row.sequence, invocation=invocation)
+        await self.say(self.stream, uses=worker_pb2.WorkerEvent.Uses(uses=[use]))
 
 
 class SmallFrontend:
@@ -200,7 +207,7 @@ class Region:
     async def placement(self, fleet=FLEET):
         node = self.node("placement-az1")
         service = PlacementService(
-            PlacementConfig(node=node, store="memory", fleet=fleet, heartbeat_s=0.05),
+            PlacementConfig(node=node, store="memory", fleet=fleet, tick_s=0.05),
             network=self.fabric.network(node.identity), clock=self.clock, rng=random.Random(1),
             leases=MetadataLeases(MemoryMetadata(self.clock)),
         )
@@ -258,7 +265,7 @@ async def test_cold_then_warm_then_cold_beside_it(region):
     assert cold.cold
     assert (cold.phases.code_ms, cold.phases.init_ms) == (3, 2)
     assert 0 < cold.phases.place_ms < 200, "placement was asked"
-    assert cold.reservation.address == "worker-az1-1:1"
+    assert cold.reservation.address == "worker-az1-1:2"
     assert cold.reservation.incarnation.nonce == 7
     create = worker.created[0]
     assert (create.config.handler, create.ticket.sha256, create.cause) == ("app.handler", "ab" * 32, "a")
@@ -370,7 +377,7 @@ async def test_a_drained_manager_hands_over_at_once(region):
 
 async def test_leases_end_are_returned_and_granted_again(region):
     await region.placement(QUICK)
-    manager = await region.manager(lease_drain_s=900 * QUICK.time_scale)
+    manager = await region.manager()
     worker = await region.worker("worker-az1-1")
     await until(lambda: usable(manager))
     reservation = (await region.frontend().reserved("a")).reservation

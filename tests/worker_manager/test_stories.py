@@ -19,6 +19,7 @@ from worker_manager.messages import (
     CreateFailed,
     FrontendLeft,
     Gone,
+    HandOver,
     Leave,
     Lost,
     NoCapacity,
@@ -43,8 +44,8 @@ def release(cause, sequence, frontend=FRONT):
     return Release(frontend=frontend, sandbox=f"s-{cause}", sequence=sequence)
 
 
-def raised(cause, sequence, *, still=False):
-    return Raised(worker=W1, sandbox=f"s-{cause}", sequence=sequence, busy=still)
+def raised(cause, sequence, *, still=False, kept=False):
+    return Raised(worker=W1, sandbox=f"s-{cause}", sequence=sequence, busy=still, kept=kept)
 
 
 def gone(cause, worker=W1):
@@ -113,11 +114,31 @@ def test_lingering_is_recalled_before_a_cold_start(story):
         (1.11, reserve("b", frontend=OTHER)),
         (1.111, raised("a", 2)),
         (1.2, busy("a", 3)), (1.3, idle("a", 3)),
-        "The same, but the holder had just started again: now a sandbox is made; the old one comes free for good.",
+        "The same, but the holder had just started again: it goes on, and a sandbox is made.",
         (1.31, reserve("c")),
-        (1.311, raised("a", 4, still=True)),
+        (1.311, raised("a", 4, still=True, kept=True)),
         (1.312, placed("c", W1)),
-        (1.4, idle("a", 4)),
+        "The run ends before the new one is there: the holder would keep it, and is asked again.",
+        (1.4, idle("a", 3)),
+        (1.401, raised("a", 4)),
+    ])
+
+
+def test_short_runs_are_not_told_and_the_worker_says_who_only_keeps(story):
+    core = new_core(W1)
+    feed(core, [(1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, ready("a"))])
+    story(core, [
+        "No word since the first holder got it. Another asks: the worker knows that the first has yet to start.",
+        (1.001, reserve("b", frontend=OTHER)),
+        (1.002, raised("a", 2, kept=True)),
+        (1.003, placed("b", W1)),
+        (1.06, ready("b")),
+        "Both have run and linger; the workers' words are on their way. A third asks both in turn.",
+        (1.07, reserve("c", frontend="frontend-az3")),
+        (1.071, raised("b", 2)),
+        "The first was never told busy: its Release makes it idle, and the late word changes nothing.",
+        (1.08, Release(frontend=FRONT, sandbox="s-a", sequence=1)),
+        (1.09, idle("a", 1)),
     ])
 
 
@@ -130,8 +151,6 @@ def test_a_kept_or_unused_reservation_is_taken_back(story):
         (1.361, raised("a", 2)),
         "Reserved and never started.",
         (2.0, reserve("b")),
-        "Idle without a run before it says nothing about this holder.",
-        (2.1, idle("a", 3)),
         (3.0, Tick()),
         (7.0, Tick()),
         (7.0, raised("a", 4)),
@@ -154,6 +173,8 @@ def test_a_full_worker_and_then_the_next(story):
         "Placement is away: the manager ranks by itself, and finds no room.",
         (2.0, reserve("b")),
         (2.2, Placed(sandbox="s-b", workers=None, cause="b")),
+        "Nothing of the function runs anywhere: after room_s it is refused.",
+        (4.2, Tick()),
     ])
 
 
@@ -171,6 +192,74 @@ def test_idle_sandboxes_make_room(story):
         "Nothing idle would be enough.",
         (5.0, reserve("b", name="g", memory_mb=384)),
         (5.0, placed("b", refusal="384 MB fit on none of 1 workers")),
+        (7.0, Tick()),
+    ])
+
+
+def test_lingering_reservations_make_room(story):
+    core = new_core(W1, memory_mb=256)
+    warm(core, "x", 1.0, name="x")
+    warm(core, "y", 1.0, name="y")
+    story(core, [
+        "Two sandboxes fill the worker, both kept by their frontend: one is taken back before anybody is refused.",
+        (1.01, reserve("a")), (1.01, placed("a")),
+        (1.02, raised("x", 2)), (1.03, gone("x")),
+        "The other's holder was faster than the recall: its room comes when that run ends.",
+        (1.04, reserve("b", name="g")), (1.04, placed("b")),
+        (1.045, raised("y", 2, still=True)),
+        (1.1, idle("y", 2)), (1.2, gone("y")),
+    ])
+
+
+def test_a_worker_starts_few_at_a_time(story):
+    story(new_core(W1, starting_max=1, placing_max=2), [
+        (1.0, reserve("a")), (1.0, reserve("b")), (1.0, reserve("c")),
+        (1.01, placed("a", W1)), (1.01, placed("b", W1)),
+        "A is ready and serves the oldest; another starts.",
+        (1.1, ready("a")),
+        "A serves one after the other: in the end nobody waits for what was still to come.",
+        (1.11, busy("a")), (1.12, idle("a")),
+        (1.13, busy("a", 2)), (1.14, idle("a", 2)),
+        (1.2, ready("b")),
+        "A start that takes long waits for its own init: the next may begin.",
+        (2.0, reserve("d", name="g")), (2.0, placed("d", W1)), (2.0, reserve("e", name="h")), (2.0, placed("e", W1)),
+        (3.1, Tick()),
+    ])
+
+
+def test_what_comes_free_makes_room_for_an_account_that_has_less(story):
+    core = new_core(W1, memory_mb=512)
+    for cause in "abcd":
+        feed(core, [(1.0, reserve(cause, account="1")), (1.0, placed(cause, W1)), (1.0, ready(cause)),
+                    (1.0, busy(cause))])
+    feed(core, [(1.1, reserve(cause, account="1")) for cause in "efgh"])
+    feed(core, [(1.1, placed(cause)) for cause in "efgh"])
+    story(core, [
+        "Account 1 fills the worker and has more waiting. Account 2 gets what comes free, until it has as much.",
+        (1.2, reserve("i", account="2", name="g")), (1.2, placed("i")),
+        (1.3, idle("a")), (1.31, raised("a", 2)), (1.35, gone("a")), (1.4, ready("i")), (1.4, busy("i")),
+        (1.5, reserve("j", account="2", name="g")), (1.5, placed("j")),
+        (1.6, idle("b")), (1.61, raised("b", 2)), (1.65, gone("b")), (1.7, ready("j")), (1.7, busy("j")),
+        (1.8, reserve("k", account="2", name="g")), (1.8, placed("k")),
+        (1.9, idle("c")), (1.91, raised("c", 2)),
+    ])
+
+
+def test_nobody_waits_whose_turn_would_come_too_late(story):
+    core = new_core(W1, memory_mb=128, patience_s=2.0)
+    warm(core, "a", 0.5)
+    feed(core, [(0.55, release("a", 1))])
+    for n in range(8):                      # 8 per second
+        at = 1.0 + n / 8
+        feed(core, [(at, reserve(f"b{n}")), (at, busy("a", n + 2)), (at + 0.1, idle("a", n + 2)),
+                    (at + 0.11, release("a", n + 2))])
+    feed(core, [(2.0, reserve("c")), (2.0, busy("a", 10))])
+    feed(core, [(2.0, reserve(f"d{n}")) for n in range(17)])
+    feed(core, [(2.0, placed("d0"))])
+    story(core, [
+        "One sandbox serves 8 per second, and there is no room for another: the 18th in the queue would wait over 2 s.",
+        (2.1, reserve("e")),
+        (2.2, idle("a", 10)), (2.2, reserve("f")),
     ])
 
 
@@ -188,23 +277,80 @@ def test_a_failed_create_is_told_once(story):
     ])
 
 
+def revised(revision, *, frontend="", cause="", deleted=False):
+    return Revised(function=key(revision=revision), deleted=deleted, frontend=frontend, cause=cause)
+
+
 def test_a_new_revision_retires_the_old(story):
-    core = new_core(W1)
-    for cause in "abc":
-        feed(core, [(1.0, reserve(cause)), (1.0, placed(cause, W1)), (1.0, ready(cause)), (1.0, busy(cause))])
-    feed(core, [(1.1, idle("a")), (1.1, release("a", 1)), (1.15, idle("b"))])
+    core = new_core(W1, W2)
+    for cause in "abcd":
+        feed(core, [(11.0, reserve(cause)), (11.0, placed(cause, W1)), (11.0, ready(cause))])
+        feed(core, [(11.0, busy(cause))] if cause != "d" else [])
+    feed(core, [(11.1, idle("a")), (11.1, release("a", 1)), (11.15, idle("b")), (11.15, reserve("e"))])
     story(core, [
-        "One is idle, one is kept by its frontend, one runs.",
-        (1.16, Revised(function=key(revision=2), deleted=False)),
-        (1.17, raised("b", 2)),
-        (1.9, idle("c")),
-        (2.0, gone("a")), (2.0, gone("b")), (2.0, gone("c")),
-        "A frontend that is behind still gets the old revision, without linger.",
-        (3.0, reserve("d")), (3.0, placed("d", W1)), (3.1, ready("d")), (3.1, busy("d")), (3.2, idle("d")),
+        "One is idle and given away again at once, one is kept by its frontend, one runs, under one nothing began yet.",
+        "Two requests wait: the kept one is taken back for the first, one is being made for the second.",
+        (11.16, reserve("v")), (11.16, reserve("w")), (11.16, placed("w", W1)),
+        "Whoever settles the update is answered when no right to start on the old is left.",
+        (11.17, revised(2, frontend=FRONT, cause="settle")),
+        (11.18, raised("a", 3)), (11.18, raised("b", 2)),
+        (11.19, raised("c", 2, still=True)), (11.19, raised("d", 2)),
+        "What was being made for one that waited is destroyed when it is ready.",
+        (11.2, ready("w")),
+        (11.21, gone("a")), (11.21, gone("b")), (11.21, gone("d")), (11.21, gone("w")),
+        "c still runs, and finishes.",
+        (11.9, idle("c")), (11.95, gone("c")),
+        "A frontend that is behind is told so.",
+        (13.0, reserve("f")),
         "The function is deleted.",
-        (4.0, reserve("e", revision=2)), (4.0, placed("e", W1)), (4.1, ready("e")), (4.1, busy("e")),
-        (4.2, Revised(function=key(revision=2), deleted=True)),
-        (4.3, idle("e")),
+        (14.0, reserve("g", revision=2)), (14.0, placed("g", W1)), (14.1, ready("g")), (14.1, busy("g")),
+        (14.2, revised(2, frontend=FRONT, cause="delete", deleted=True)),
+        (14.25, raised("g", 2, still=True)),
+        (14.3, idle("g")), (14.35, gone("g")),
+        (14.4, reserve("h", revision=2)),
+    ])
+
+
+def test_a_frontend_that_may_be_behind_gets_what_another_vouches_for(story):
+    story(new_core(W1, idle_s=1000.0), [
+        "Nobody who knows has asked for this revision here.",
+        (1.0, reserve("a", unsure=True)),
+        (2.0, reserve("b", frontend=OTHER)), (2.0, placed("b", W1)), (2.1, ready("b")), (2.1, busy("b")),
+        (2.2, idle("b")), (2.2, release("b", 1, frontend=OTHER)),
+        (3.0, reserve("c", unsure=True)), (3.0, busy("b", sequence=2)),
+        (3.1, idle("b", sequence=2)), (3.1, release("b", 2)),
+        "The owners' map changed: another manager may have settled an update meanwhile.",
+        (4.0, RegionSeen(owners_version=2, owners=(ME, "worker_manager-az9"))),
+        (4.0, RegionSeen(owners_version=3, owners=(ME,))),
+        (5.0, reserve("d", unsure=True)),
+        "A newer revision was seen: it is refused from then on, and the newer one is not vouched for by that.",
+        (6.0, revised(2)),
+        (7.0, reserve("e", unsure=True)), (7.0, reserve("f", revision=2, unsure=True)),
+        "One that knows names it, without asking for it; what it said of the older one comes late and changes nothing.",
+        (8.0, Revised(function=key(revision=2), deleted=False, vouched=True, frontend=OTHER)),
+        (8.0, Revised(function=key(), deleted=False, vouched=True, frontend=OTHER)),
+        (9.0, reserve("g", revision=2, unsure=True)), (9.0, reserve("h", unsure=True)),
+    ])
+
+
+def test_who_settles_an_update_asks_the_active_manager(story):
+    core = new_core(W1)
+    feed(core, [(1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, ready("a")), (1.0, busy("a"))])
+    story(core, [
+        "A broken stream hides whether something may start: not before the worker is adopted again, or given up.",
+        (2.0, WorkerAway(worker=W1, lease=1)),
+        (2.0, revised(2, frontend=FRONT, cause="settle")),
+        (2.5, inventory(W1, sandboxes=(SandboxFacts(
+            sandbox="s-a", function=key(), sequence=1, state="busy", memory_mb=128),))),
+        (2.6, raised("a", 2, still=True)),
+        (9.0, Tick()),
+        "One that stands by sends it away, also who was waiting.",
+        (10.0, WorkerAway(worker=W1, lease=1)),
+        (10.0, revised(3, frontend=FRONT, cause="settle")),
+        (10.0, revised(3, frontend=OTHER, cause="settle")),
+        (10.1, FrontendLeft(frontend=OTHER)),
+        (10.2, RoleGiven(active=False, term=2)),
+        (10.3, revised(3, frontend=FRONT, cause="settle")),
     ])
 
 
@@ -326,6 +472,19 @@ def test_a_draining_worker_gets_nothing_new(story):
     ])
 
 
+def test_what_is_taken_back_on_a_worker_that_fell_silent_leaves_its_waiter_another(story):
+    """Found by the simulation: a placement that hears nobody calls workers unusable that answer their manager."""
+    core = new_core(W1, W2)
+    feed(core, [(1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, ready("a")), (1.0, busy("a")), (1.1, idle("a"))])
+    story(core, [
+        (1.12, RegionSeen(owners_version=1, owners=(ME,), unusable=frozenset({W1}))),
+        "The worker's own word is what makes the kept one free; nothing new starts there.",
+        (1.13, reserve("b", frontend=OTHER)),
+        (1.131, raised("a", 2)),
+        (1.132, placed("b", W2)), (1.2, ready("b", W2)),
+    ])
+
+
 def test_bounds(story):
     core = new_core(W1, scaling_burst=2, scaling_per_s=1.0, waiting_per_function_max=3, waiting_max=4, idle_max=1)
     story(core, [
@@ -338,6 +497,36 @@ def test_bounds(story):
         (3.0, Cancel(frontend=FRONT, cause="e")), (3.1, ready("a")),
         (3.1, placed("b", W1)), (3.2, ready("b")),
         (603.2, Tick()),
+    ])
+
+
+def test_one_account_does_not_keep_the_others_out(story):
+    core = new_core(W1, waiting_per_function_max=4, waiting_max=4)
+    story(core, [
+        "Account 1 has filled the manager: its newest requests give way, until both have two.",
+        *((1.0, reserve(cause, account="1")) for cause in "abcd"),
+        (1.1, reserve("e", account="2", name="g")),
+        (1.2, reserve("f", account="2", name="g")),
+        (1.3, reserve("g", account="2", name="g")),
+        (1.4, reserve("h", account="1")),
+    ])
+
+
+def test_accounts_take_turns_for_the_room_that_a_worker_brings(story):
+    core = new_core()
+    feed(core, [(0.5, reserve(cause, account="1", name=name)) for cause, name in ("af", "bf", "cg", "dg")])
+    feed(core, [(0.6, reserve("e", account="2", name="h"))])
+    story(core, [(1.0, granted(W1)), (1.0, inventory(W1))])
+
+
+def test_a_worker_is_handed_over_as_it_is(story):
+    core = new_core(W1, W2)
+    warm(core, "a")
+    feed(core, [(1.0, reserve("b", name="g")), (1.0, placed("b", W1))])
+    story(core, [
+        "Of another lease: nothing. Of this one: no drain, and who waits for a sandbox there gets one elsewhere.",
+        (1.1, HandOver(worker=W1, lease=7)),
+        (1.1, HandOver(worker=W1, lease=1)),
     ])
 
 

@@ -5,10 +5,10 @@ The model worker knows which sequences it has seen and what runs: the walk asser
 nothing busy is destroyed, and that nobody is left waiting.
 """
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from tests.walking import walk
 from tests.worker_manager.pool import ME, granted, inventory, key, reserve
 from worker_manager.config import PoolConfig
 from worker_manager.core import ManagerCore
@@ -36,6 +36,7 @@ from worker_manager.messages import (
     RegionSeen,
     Release,
     Reserved,
+    Retired,
     ReturnWorker,
     Revised,
     RoleGiven,
@@ -49,7 +50,7 @@ from worker_manager.messages import (
 WORKERS = ["worker-az1", "worker-az2"]
 FRONTENDS = ["frontend-az1", "frontend-az2"]
 FUNCTIONS = ["f", "g"]
-MEMORY_MB = 512
+MEMORY_MB = 256
 
 
 class Slot:
@@ -65,7 +66,9 @@ class Slot:
 class Walk(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.core = ManagerCore(node=ME, config=PoolConfig(idle_s=20.0, unstarted_s=2.0, lease_drain_s=50.0))
+        self.core = ManagerCore(node=ME, config=PoolConfig(
+            idle_s=20.0, unstarted_s=2.0, placing_max=2, starting_max=2, starting_s=0.5, room_s=1.0
+        ))
         self.now = 0.0
         self.count = 0
         self.slots: dict[str, dict[str, Slot]] = {worker: {} for worker in WORKERS}
@@ -76,6 +79,7 @@ class Walk(RuleBasedStateMachine):
         self.asks = []
         self.orders = []            # (worker, order) on their way
         self.waiting = {}           # invocation -> Reserve event
+        self.retiring = {}          # cause -> Revised that isn't answered yet
         self.held = {}              # (frontend, sandbox) -> Reserved
         self.revision = dict.fromkeys(FUNCTIONS, 1)
         self.served = {}            # sandbox -> function key
@@ -99,8 +103,8 @@ class Walk(RuleBasedStateMachine):
                 assert effect.sequence > before, "invariant 7: one sequence was given to two holders"
                 self.given[effect.sandbox, effect.lease] = effect.sequence
                 self.held[effect.frontend, effect.sandbox] = effect
-            case Refused():
-                del self.waiting[effect.cause]
+            case Refused() | Retired():
+                self.answered(effect)
             case Recall():
                 known = self.held.get((effect.frontend, effect.sandbox))
                 if known is not None and known.sequence == effect.sequence:
@@ -125,13 +129,28 @@ class Walk(RuleBasedStateMachine):
             case TellReturned():
                 pass
 
+    def answered(self, effect):
+        """With Retired, whoever still has a right to start on an older sandbox is refused by its worker."""
+        if isinstance(effect, Refused):
+            del self.waiting[effect.cause]
+            return
+        revised = self.retiring.pop(effect.cause)
+        last = revised.function.revision if revised.deleted else revised.function.revision - 1
+        for reserved in self.held.values():
+            function = self.served[reserved.sandbox]
+            slot = self.slots[reserved.worker].get(reserved.sandbox)
+            if function.function != revised.function.function or function.revision > last or slot is None:
+                continue
+            stale = reserved.lease < self.highest[reserved.worker] or reserved.worker not in self.connected
+            assert stale or reserved.sequence < slot.sequence, f"{reserved.sandbox} of {function} can still start"
+
     # -------------------------------------------------------- workers
 
     @rule(worker=st.sampled_from(WORKERS), soon=st.booleans())
     def placement_grants(self, worker, soon):
         self.highest[worker] += 1
         ends = (30.0, 100.0) if soon else (27000.0, 30600.0)
-        self.feed(granted(worker, self.highest[worker], soft_end_s=ends[0], hard_end_s=ends[1]))
+        self.feed(granted(worker, self.highest[worker], soft_end_s=ends[0], hard_end_s=ends[1], drain_s=50.0))
 
     @rule(worker=st.sampled_from(WORKERS))
     def placement_takes_away(self, worker):
@@ -263,12 +282,19 @@ class Walk(RuleBasedStateMachine):
     def frontend_leaves(self, frontend):
         self.waiting = {cause: event for cause, event in self.waiting.items() if event.frontend != frontend}
         self.held = {item: reserved for item, reserved in self.held.items() if item[0] != frontend}
+        if frontend == FRONTENDS[0]:
+            self.retiring.clear()
         self.feed(FrontendLeft(frontend=frontend))
 
     @rule(name=st.sampled_from(FUNCTIONS), deleted=st.booleans())
     def function_changes(self, name, deleted):
         self.revision[name] += not deleted
-        self.feed(Revised(function=key(name, self.revision[name]), deleted=deleted))
+        self.count += 1
+        event = Revised(
+            function=key(name, self.revision[name]), deleted=deleted, frontend=FRONTENDS[0], cause=f"r{self.count}"
+        )
+        self.retiring[event.cause] = event
+        self.feed(event)
         self.revision[name] += deleted
 
     @rule(step=st.sampled_from([0.01, 0.3, 2.0, 25.0]))
@@ -280,5 +306,5 @@ class Walk(RuleBasedStateMachine):
         assert all(event.deadline_s > 0 for event in self.waiting.values())
 
 
-Walk.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+Walk.TestCase.settings = walk(examples=200, steps=60)
 TestWalk = Walk.TestCase

@@ -4,13 +4,31 @@ Owns the checks of the native driver. Tries things rather than reading versions:
 container or a policy may withhold it. Changes nothing on the host.
 """
 
+import errno
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from worker.sandbox import cgroups, host, linux, seccomp, tmpimage
+from worker.sandbox import cgroup_mounts, cgroups, host, linux, seccomp, tmpimage
+
+# The kernel says "No space left on device" where the number of namespaces is limited.
+_LIMIT = "a limit of user.max_*_namespaces is reached"
+
+# What the spawner does with privileges: name -> (number of the capability, what for). A worker's container gets these.
+CAPABILITIES = {
+    "CHOWN": (0, "files of the agent, of unpacked code and of /tmp get their owners"),
+    "DAC_OVERRIDE": (1, "the spawner looks after directories that belong to the agent"),
+    "FOWNER": (3, "modes of what belongs to a sandbox's user"),
+    "KILL": (5, "ending agents and sandboxes, which run under other ids"),
+    "SETGID": (6, "the agent's and the sandboxes' ids"),
+    "SETUID": (7, "the agent's and the sandboxes' ids"),
+    "SETPCAP": (8, "children lose every capability for good"),
+    "NET_ADMIN": (12, "the loopback of a sandbox's network is brought up"),
+    "SYS_ADMIN": (21, "namespaces, mounts, control groups, loop devices"),
+    "MKNOD": (27, "nodes of loop devices that a container doesn't show"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +50,11 @@ def checks(runtimes_dir: str) -> list[Check]:
                "upgrade the kernel to 5.14 or later (Debian 12 has 6.1)"),
         _check("machine", os.uname().machine in {"x86_64", "aarch64"}, f"no system call table for {os.uname().machine}",
                "use an x86_64 or aarch64 machine"),
+        _capabilities(),
         _tried("namespaces", _try_namespaces,
-               "allow them: sysctl -w user.max_user_namespaces=15000; in a container, run it privileged"),
-        _cgroups(),
+               "allow them: sysctl -a -r 'user.max_.*_namespaces' shows the limits; a container needs the seccomp "
+               "profile deploy/compose/seccomp-worker.json, and no AppArmor profile"),
+        _tried("cgroups", _try_cgroups, f"mount -t cgroup2 none /sys/fs/cgroup; a container: {cgroup_mounts.REMEDY}"),
         _tried("seccomp", _try_seccomp, "use a kernel with CONFIG_SECCOMP_FILTER"),
         _compiler(),
         _check("interpreters", bool(_interpreters()), "no python3.10 to python3.15 on this host",
@@ -42,7 +62,8 @@ def checks(runtimes_dir: str) -> list[Check]:
         _runtimes(runtimes_dir),
         _check("loop devices", tmpimage.usable() and _loop_control_opens(),
                "no loop devices or no mkfs.ext4: /tmp becomes a tmpfs and counts as the function's memory",
-               "modprobe loop; apt-get install e2fsprogs", fatal=False),
+               "modprobe loop; apt-get install e2fsprogs; a container needs the device /dev/loop-control and the rule "
+               "'b 7:* rmw' for its devices", fatal=False),
         _check("swap accounting", _swap_accounted(), "the kernel doesn't count swap for groups: a function may swap",
                "boot with swapaccount=1, or swapoff -a", fatal=False),
     ]
@@ -61,14 +82,14 @@ def _tried(name: str, attempt: Callable[[], None], remedy: str) -> Check:
         try:
             attempt()
         except OSError as error:
-            os.write(writer, str(error).encode())
+            os.write(writer, (_LIMIT if error.errno == errno.ENOSPC else str(error)).encode())
         finally:
             os._exit(0)
     os.close(writer)
     said = os.read(reader, 4096).decode()
     os.close(reader)
     os.waitpid(pid, 0)
-    return _check(name, not said, said, remedy)
+    return _check(name, not said, f"{name} can't be had: {said}", remedy)
 
 
 def _try_namespaces() -> None:
@@ -80,13 +101,14 @@ def _try_namespaces() -> None:
     if pid == 0:
         try:
             linux.mount("proc", "/mnt", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, "hidepid=2")
+            linux.enter_root("/mnt")
             linux.unshare(linux.CLONE_NEWUSER)
         except OSError as error:
             os._exit(error.errno or 1)
         os._exit(0)
     number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if number:
-        raise OSError(number, f"/proc with hidepid or a user namespace: {os.strerror(number)}")
+        raise OSError(number, f"/proc with hidepid, pivot_root or a user namespace: {os.strerror(number)}")
 
 
 def _try_seccomp() -> None:
@@ -94,11 +116,21 @@ def _try_seccomp() -> None:
     linux.set_filter(seccomp.compile_profile(seccomp.load(), os.uname().machine))
 
 
-def _cgroups() -> Check:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        missing = cgroups.detect(file.read()).missing()
-    return _check("cgroups", not missing, f"no cgroup controller for {', '.join(missing)}",
-                  "mount -t cgroup2 none /sys/fs/cgroup; in a container, run it with --cgroupns=private --privileged")
+def _try_cgroups() -> None:
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    linux.mount("tmpfs", "/mnt", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV)
+    missing = cgroup_mounts.writable("/mnt").missing()
+    if missing:
+        raise OSError(errno.ENOENT, f"no controller for {', '.join(missing)}")
+
+
+def _capabilities() -> Check:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    missing = [name for name, (bit, _) in CAPABILITIES.items() if not effective >> bit & 1]
+    said = "; ".join(f"{name}: {CAPABILITIES[name][1]}" for name in missing)
+    return _check("capabilities", not missing, f"not there: {said}", f"give them (cap_add: [{', '.join(missing)}])")
 
 
 def _compiler() -> Check:

@@ -115,6 +115,18 @@ class SandboxGone(SandboxFault):
         super().__init__(message, definite=False)
 
 
+class Output(Protocol):
+    """What one runtime process prints, stdout and stderr joined, in chunks of at most 64 KiB."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Ends when the last process that holds it is gone."""
+        ...
+
+    def read_now(self) -> bytes:
+        """What was printed before this call and not yet read, at most one chunk; empty when that is nothing."""
+        ...
+
+
 class RuntimeApiServer(Protocol):
     """What serve() gives back: closing it ends listening and every open connection's accepting side."""
 
@@ -132,10 +144,9 @@ class Sandbox(Protocol):
         lasts over kill() and restarts, until destroy() or close()."""
         ...
 
-    async def start(self) -> AsyncIterator[bytes]:
-        """Starts the runtime process and returns its output, stdout and stderr joined, in chunks of at most
-        64 KiB, ending when the last process that holds it is gone. Not reading it blocks the sandbox's
-        writes, nothing else.
+    async def start(self) -> Output:
+        """Starts the runtime process and returns its output. Not reading it blocks the sandbox's writes, nothing
+        else.
 
         Raises InvalidEntrypoint; SandboxFault (definite) if the process could not be started; SandboxGone.
         """
@@ -179,6 +190,11 @@ class SandboxDriver(Protocol):
 
     async def close(self) -> None:
         """Destroys every sandbox that is left, then lets go of the driver's own resources. Idempotent."""
+        ...
+
+    def authorise(self, until: float, grace_s: float) -> None:
+        """This worker may start invocations until then (boot-time clock, seconds). Without authority in force no
+        sandbox is created; by `until` + the longest timeout + `grace_s` all are destroyed, whatever the agent does."""
         ...
 
     def runtimes(self) -> Sequence[str]:

@@ -8,7 +8,7 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from worker.sandbox import cgroups, codecache, linux, procfiles, seccomp, tmpimage
+from worker.sandbox import cgroup_mounts, cgroups, codecache, linux, predecessor, procfiles, seccomp, tmpimage
 from worker.sandbox.settings import SpawnerConfig
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -72,12 +72,12 @@ class Host:
         self.cache = codecache.CodeCache(f"{config.state_dir}/code", config.code_cache_bytes_max)
         self.mount_point = f"{config.state_dir}/root"
         self.tmp_directory = f"{config.state_dir}/tmp"
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            self.cgroups = cgroups.Cgroups(cgroups.detect(file.read()), config.name)
+        self.cgroups: cgroups.Cgroups   # made by open()
         self.images = tmpimage.usable()
         self.filter = seccomp.compile_profile(seccomp.load(), os.uname().machine)
         self.filter_fd = self.init_fd = -1
         self.last_capability = linux.last_capability()
+        self.tenure: predecessor.Tenure | None = None
 
     @property
     def unpack_uid(self) -> int:
@@ -85,6 +85,7 @@ class Host:
         return self.config.uid_base + 2 * self.config.sandboxes_max
 
     def open(self) -> None:
+        """Kills and removes what an older incarnation left, then prepares. Raises OSErrors that say what is wrong."""
         if os.geteuid() != 0:
             raise HostUnfit(1, "sandboxes need root: namespaces, mounts and cgroups are made by the spawner")
         if not self.runtimes:
@@ -93,8 +94,12 @@ class Host:
         for directory in (self.config.state_dir, self.mount_point, self.tmp_directory, self._proc_directory):
             os.makedirs(directory, 0o700, exist_ok=True)
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            self.cache.open(file.read().strip())
+            boot = file.read().strip()
+        self.tenure = predecessor.replace(self.config.state_dir, boot)
+        layout = cgroup_mounts.writable(f"{self.config.state_dir}/cgroup")
+        self.cgroups = cgroups.Cgroups(layout, self.config.name)
         self.cgroups.open()
+        self.cache.open(boot)
         self.init_fd = os.open(INIT, os.O_RDONLY | os.O_CLOEXEC)
         self.filter_fd = os.memfd_create("filter", os.MFD_CLOEXEC)
         os.write(self.filter_fd, self.filter)

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from worker.sandbox import linux
@@ -88,14 +88,31 @@ def visible(config: SpawnerConfig) -> dict[str, bool]:
     code = [path for path in code if path != "/"]    # a process started in / without -P: nothing of ours lies there
     for path in (sys.prefix, sys.base_prefix, *code, *config.agent_readable):
         paths[path] = False
-    return paths | dict.fromkeys(config.agent_owned, True)
+    paths |= dict.fromkeys(config.agent_owned, True)
+    return {_place(path, paths): writable for path, writable in paths.items()}
+
+
+def _place(path: str, shown: Iterable[str]) -> str:
+    """Where `path` leads to in the agent's root.
+
+    What is shown of a directory shows the symbolic links in it too. A mount at such a link would follow it out of the
+    new root, so that it goes to where the link leads (a virtual environment that several checkouts share).
+    """
+    names = path.split("/")
+    for count in range(2, len(names) + 1):
+        at, rest = "/".join(names[:count]), names[count:]
+        seen = any(at.startswith(f"{other}/") for other in shown) or (at in shown and bool(rest))
+        if seen and os.path.islink(at):
+            onward = os.path.join(os.path.dirname(at), os.readlink(at), *rest)
+            return _place(os.path.normpath(onward), shown)
+    return path
 
 
 def compose(config: SpawnerConfig, root: str) -> None:
     """Puts the agent's root together at `root` and enters it."""
     linux.mount("tmpfs", root, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=16m,mode=755")
     for path, writable in sorted(visible(config).items()):
-        if not os.path.lexists(path):
+        if not os.path.exists(path):
             continue
         target = f"{root}{path}"
         if os.path.islink(path) and path.count("/") == 1:       # /lib -> usr/lib

@@ -1,14 +1,17 @@
-"""The kernel calls that Python 3.11 doesn't offer: mounts, namespaces, prctl, loop devices, links.
+"""The kernel calls that Python 3.11 doesn't offer: mounts, namespaces, prctl, loop devices, links, an alarm.
 
 Owns argument types and errno handling, nothing else: no policy about what is mounted or dropped. Standard library
 only; works in a freshly forked child (everything is resolved at import).
 """
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import socket
+import stat
 import struct
+import time
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -26,6 +29,7 @@ SECCOMP_MODE_FILTER = 2
 LOOP_GET_STATUS64, LOOP_CTL_GET_FREE = 0x4C05, 0x4C82
 LOOP_CONFIGURE = 0x4C0A
 LO_FLAGS_AUTOCLEAR = 4
+_TFD_TIMER_ABSTIME = 1
 
 _libc.mount.argtypes = [
     ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p,
@@ -104,6 +108,33 @@ def fork_into(flags: int, group: int = -1) -> int:
     return int(pid)
 
 
+def boottime() -> float:
+    """Seconds since boot, going on while the host sleeps: the clock of leases and authorities."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Alarm:
+    """A descriptor that is readable from an instant of boottime() on, also after the host slept over it (timerfd)."""
+
+    def __init__(self) -> None:
+        self.fd: int = _libc.timerfd_create(time.CLOCK_BOOTTIME, os.O_CLOEXEC | os.O_NONBLOCK)
+        _check(min(self.fd, 0), "timerfd_create")
+
+    def set(self, at: float) -> None:
+        """Forgets what it was set to before."""
+        whole = int(at)
+        setting = struct.pack("=4q", 0, 0, whole, max(1, int((at - whole) * 1e9)))    # interval, value
+        _check(_libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, setting, None), "timerfd_settime")
+
+    def clear(self) -> None:
+        """It rang, or was set anew before it did."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 8)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
 def prctl(option: int, argument: int = 0) -> None:
     """prctl(2) with one argument; raises OSError."""
     _check(_libc.prctl(option, argument, 0, 0, 0), f"prctl {option}")
@@ -147,7 +178,7 @@ def attach_loop(image: int, label: str) -> tuple[str, int]:
     with open("/dev/loop-control", "rb+", buffering=0) as control:
         for _ in range(64):  # another process may take the free one first
             number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
-            device = f"/dev/loop{number}"
+            device = loop_node(number)
             fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
             # struct loop_config: fd, block_size, struct loop_info64 (lo_flags at 52 of it), 8 reserved words.
             config = bytearray(304)
@@ -163,6 +194,17 @@ def attach_loop(image: int, label: str) -> tuple[str, int]:
                 continue
             return device, fd
     raise OSError(16, "no free loop device in 64 attempts")
+
+
+def loop_node(number: int) -> str:
+    """Path of the device's node. A container's /dev shows only what was there when it was made, if that: made anew."""
+    device = f"/dev/loop{number}"
+    if not os.path.exists(device):
+        with open(f"/sys/block/loop{number}/dev", encoding="ascii") as file:
+            major, minor = file.read().split(":")
+        with contextlib.suppress(FileExistsError):  # another sandbox's child was faster
+            os.mknod(device, 0o600 | stat.S_IFBLK, os.makedev(int(major), int(minor)))
+    return device
 
 
 def loop_holds(device: str, label: str) -> bool:

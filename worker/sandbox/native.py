@@ -8,7 +8,7 @@ thawing and reading the memory peak go through descriptors, without the spawner:
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 from chassis.faults import FaultCode
@@ -30,14 +30,20 @@ _FREEZE_TIMEOUT_S = 1.0
 _CHUNK = 64 * 1024
 
 
-class Output:
-    """Output of one runtime process, as an iterator of chunks; ends when its last holder is gone."""
+class PipeOutput:
+    """driver.Output over the pipe that the spawner made."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def __aiter__(self) -> "Output":
+    def __aiter__(self) -> "PipeOutput":
         return self
+
+    def read_now(self) -> bytes:
+        try:
+            return os.read(self._fd, _CHUNK) if self._fd >= 0 else b""
+        except BlockingIOError:
+            return b""
 
     async def __anext__(self) -> bytes:
         while self._fd >= 0:
@@ -91,7 +97,7 @@ class NativeSandbox:
         self._server = await asyncio.get_running_loop().create_server(protocol_factory, sock=listener)
         return self._server
 
-    async def start(self) -> AsyncIterator[bytes]:
+    async def start(self) -> PipeOutput:
         self._check()
         if self._exit.done():
             self._exit = asyncio.get_running_loop().create_future()
@@ -196,6 +202,11 @@ class NativeDriver:
         """Whether the spawner is gone: every sandbox with it. The agent must end then, and be started again."""
         return self._end is not None
 
+    def authorise(self, until: float, grace_s: float) -> None:
+        if self._end is None:
+            times = {"until_ms": int(until * 1000), "grace_ms": int(grace_s * 1000)}
+            self._send({"id": self._number(), "op": "authority", **times}, [])
+
     def runtimes(self) -> Sequence[str]:
         return self._runtimes
 
@@ -227,7 +238,7 @@ class NativeDriver:
         self._sandboxes[spec.sandbox] = sandbox
         return sandbox
 
-    async def request_start(self, spec: SandboxSpec) -> Output:
+    async def request_start(self, spec: SandboxSpec) -> PipeOutput:
         """Starts the runtime process; for NativeSandbox."""
         number = self._number()
         try:
@@ -236,7 +247,7 @@ class NativeDriver:
             })
         finally:
             fd = self._outputs.pop(number, -1)
-            output = Output(fd)
+            output = PipeOutput(fd)
         return output
 
     async def request(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[wire.Message, list[int]]:

@@ -13,6 +13,7 @@ from worker.sandbox.settings import NAME
 _RUNTIME = re.compile(r"[a-z0-9][a-z0-9.]{0,39}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 MEMORY_MB, TMP_MB = (32, 65_536), (1, 65_536)       # the public API's bounds are inside these
+MS = (0, 1 << 53)           # on the boot-time clock; how much is believed is watchdog.py's
 SIZE_BYTES, ENTRIES = (1, 1 << 34), (1, 1_000_000)
 HANDLER_BYTES_MAX, ENVIRONMENT_BYTES_MAX, VARIABLES_MAX = 4096, 64 * 1024, 1000
 
@@ -39,12 +40,15 @@ class Request:
     tmp_mb: int = 0
     size_bytes_max: int = 0
     entries_max: int = 0
+    until_ms: int = 0
+    grace_ms: int = 0
     boosted: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 
 # Fields of each op, and how many descriptors come with it.
 _OPS: dict[str, tuple[tuple[str, ...], int]] = {
+    "authority": (("until_ms", "grace_ms"), 0),
     "runtimes": ((), 0),
     "has_code": (("sha256",), 0),
     "unpack": (("sha256", "size_bytes_max", "entries_max"), 1),
@@ -56,7 +60,8 @@ _OPS: dict[str, tuple[tuple[str, ...], int]] = {
     "close": ((), 0),
 }
 _PATTERNS = {"sandbox": NAME, "sha256": SHA256, "runtime": _RUNTIME}
-_BOUNDS = {"memory_mb": MEMORY_MB, "tmp_mb": TMP_MB, "size_bytes_max": SIZE_BYTES, "entries_max": ENTRIES}
+_BOUNDS = {"memory_mb": MEMORY_MB, "tmp_mb": TMP_MB, "size_bytes_max": SIZE_BYTES, "entries_max": ENTRIES,
+           "until_ms": MS, "grace_ms": MS}
 
 
 def parse(message: dict[str, Any], descriptors: int) -> Request:

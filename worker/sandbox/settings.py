@@ -18,6 +18,7 @@ class SpawnerConfig:
     sandboxes_max: int = 1000       # living sandboxes at once
     agent_uid: int = 64000          # user and group id of the agent
     code_cache_bytes_max: int = 8 << 30     # unpacked code kept; code in use counts and is never evicted
+    timeout_cap_s: float = 900.0    # the longest an invocation runs that was started under authority
     agent_owned: tuple[str, ...] = ()       # given to the agent's user at start, readable and writable for it
     agent_readable: tuple[str, ...] = ()    # further paths that the agent sees, read-only
 
@@ -31,6 +32,8 @@ class SpawnerConfig:
             raise ValueError(f"uid_base {self.uid_base} must be between 100000 and 4000000000")
         if not 1 <= self.sandboxes_max <= 10_000:
             raise ValueError(f"sandboxes_max {self.sandboxes_max} must be between 1 and 10000")
+        if not 1 <= self.timeout_cap_s <= 900:
+            raise ValueError(f"timeout_cap_s {self.timeout_cap_s} must be between 1 and 900")
         if not 1000 <= self.agent_uid < 65534:
             raise ValueError(f"agent_uid {self.agent_uid} must be between 1000 and 65533")
 

@@ -1,18 +1,14 @@
 """The only privileged part of a worker: builds, limits and removes sandboxes for the unprivileged agent.
 
-    python -m worker.sandbox.spawner --config FILE --socket-fd N
-
 Owns the requests' validation and the loop. Single-threaded, standard library only, no tenant data: a path never comes
-from the agent, it is composed here from ids that match a pattern. When the agent is gone (end of file on its socket)
-every sandbox is destroyed and the program ends.
+from the agent, it is composed here from ids that match a pattern. When the agent is gone (end of file on its socket),
+or when it has had no authority for longer than any invocation may run (watchdog.py), every sandbox is destroyed and
+the loop ends. Its process is spawner_process.py.
 
-Requests, by "op": runtimes, has_code, unpack (one descriptor: the archive), create, start, limit_cpu, kill, destroy,
-close. Answers and news: wire.py.
+Requests, by "op": authority, runtimes, has_code, unpack (one descriptor: the archive), create, start, limit_cpu, kill,
+destroy, close. Answers and news: wire.py.
 """
 
-import argparse
-import contextlib
-import gc
 import os
 import selectors
 import shutil
@@ -20,47 +16,41 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from worker.sandbox import birth, launch, linux, living, unpack, wire
+from worker.sandbox import birth, linux, living, unpack, wire
+from worker.sandbox.agent_link import AgentGone, AgentLink
 from worker.sandbox.cgroups import SandboxGroup
 from worker.sandbox.host import Host
 from worker.sandbox.living import Living, Stage
 from worker.sandbox.requests import Request, RequestRefused, parse
-from worker.sandbox.settings import SpawnerConfig
+from worker.sandbox.watchdog import Watchdog
 
 _REMOVE_RETRY_S, _REMOVE_GIVE_UP_S = 0.002, 10.0
-_AGENT_END_S = 5.0
-EXIT_UNFIT = 78             # EX_CONFIG: this host can't do it, starting again won't help
-_OUTGOING_MAX = 10_000      # unread messages after which the agent counts as gone
 
 _NO_BOOTSTRAP = "Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]"
 
 
-class AgentGone(Exception):
-    """The agent's end of the socket is closed, or it doesn't read."""
-
-
 class Spawner:
-    """One worker's sandboxes."""
+    """One worker's sandboxes. ``end_agent`` kills the agent, whatever state it is in."""
 
-    def __init__(self, host: Host, channel: socket.socket) -> None:
+    def __init__(self, host: Host, channel: socket.socket, end_agent: Callable[[], None]) -> None:
         self._host = host
-        self._channel = channel
-        self._channel.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._outgoing: deque[tuple[wire.Message, list[int]]] = deque()
+        self._agent = AgentLink(channel, self._selector, self._serve)
         self._sandboxes: dict[str, Living] = {}
         self._dying: list[Living] = []          # process 1 is reaped; groups or loop device remain
         self._slots = list(range(host.config.sandboxes_max, 0, -1))
         self._unpacking: dict[str, list[int]] = {}     # SHA-256 -> requests that wait for it
-        self._closing = False
+        self._end_agent = end_agent
+        self._watchdog = Watchdog(timeout_cap_s=host.config.timeout_cap_s)
+        self._alarm = linux.Alarm()
 
     def run(self) -> None:
         """Serves until the agent is gone, then leaves nothing behind."""
-        self._selector.register(self._channel, selectors.EVENT_READ, self._on_agent)
+        self._agent.open()
+        self._selector.register(self._alarm.fd, selectors.EVENT_READ, self._on_alarm)
         try:
             while True:
                 self._turn()
@@ -70,40 +60,41 @@ class Spawner:
     def _turn(self) -> None:
         timeout = _REMOVE_RETRY_S if self._dying else None
         for key, mask in self._selector.select(timeout):
-            if key.fileobj is self._channel and mask & selectors.EVENT_WRITE:
-                self._flush()
-            if mask & selectors.EVENT_READ:
-                key.data()
+            key.data(mask)
         self._remove_dead()
 
     def _leave(self) -> None:
-        self._closing = True
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(self._channel)
+        self._agent.close()
+        self._selector.unregister(self._alarm.fd)
         for sandbox in list(self._sandboxes.values()):
             self._end(sandbox)
         while self._sandboxes or self._unpacking:
             self._turn()
+        self._alarm.close()
         self._host.close()
 
-    # ---- the agent's requests
+    # ---- start authority
 
-    def _on_agent(self) -> None:
-        while True:
-            try:
-                received = wire.receive(self._channel)
-            except BlockingIOError:
-                return
-            except (wire.BadMessage, ConnectionError):
-                raise AgentGone from None
-            if received is None:
-                raise AgentGone
-            message, fds = received
-            try:
-                self._serve(message, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+    def _do_authority(self, request: Request, _fds: list[int]) -> None:
+        """No answer: the agent doesn't wait, and a renewal that is lost only ends sandboxes sooner."""
+        self._watchdog.renew(request.until_ms / 1000, request.grace_ms / 1000, linux.boottime())
+        due = self._watchdog.due
+        if due is not None:
+            self._alarm.set(due)
+
+    def _on_alarm(self, _mask: int) -> None:
+        self._alarm.clear()
+        now = linux.boottime()
+        if not self._watchdog.expired(now):
+            return      # renewed while the alarm rang
+        sys.stderr.write(
+            f"spawner: no start authority for {now - self._watchdog.until:.1f} s, longer than any invocation may run: "
+            f"destroying {len(self._sandboxes)} sandboxes and the agent\n"
+        )
+        self._end_agent()
+        raise AgentGone
+
+    # ---- the agent's requests
 
     def _serve(self, message: wire.Message, fds: list[int]) -> None:
         number = message.get("id")
@@ -114,12 +105,12 @@ class Spawner:
             handler: Callable[[Request, list[int]], dict[str, Any] | None] = getattr(self, f"_do_{request.op}")
             answer = handler(request, fds)
         except RequestRefused as refusal:
-            self._refuse(number, refusal.fault, str(refusal))
+            self._agent.refuse(number, refusal.fault, str(refusal))
         except OSError as error:
-            self._refuse(number, "host", str(error))
+            self._agent.refuse(number, "host", str(error))
         else:
             if answer is not None:
-                self._say({"id": number, "ok": True, **answer})
+                self._agent.say({"id": number, "ok": True, **answer})
 
     def _do_runtimes(self, _request: Request, _fds: list[int]) -> dict[str, Any]:
         return {"runtimes": sorted(self._host.runtimes)}
@@ -143,6 +134,9 @@ class Spawner:
 
     def _do_create(self, request: Request, _fds: list[int]) -> None:
         host, runtime = self._host, self._host.runtimes.get(request.runtime)
+        missing = self._watchdog.missing(linux.boottime())
+        if missing:
+            raise RequestRefused("authority", missing)
         if request.sandbox in self._sandboxes:
             raise RequestRefused("sandbox", f"sandbox {request.sandbox} exists already")
         if runtime is None:
@@ -184,8 +178,8 @@ class Spawner:
             group=group, control=ours, pid=pid, pidfd=os.pidfd_open(pid), create_request=request.id,
         )
         self._sandboxes[request.sandbox] = sandbox
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_control(sandbox))
-        self._selector.register(sandbox.pidfd, selectors.EVENT_READ, lambda: self._on_ended(sandbox))
+        self._selector.register(ours, selectors.EVENT_READ, lambda _: self._on_control(sandbox))
+        self._selector.register(sandbox.pidfd, selectors.EVENT_READ, lambda _: self._on_ended(sandbox))
 
     def _do_start(self, request: Request, _fds: list[int]) -> None:
         sandbox = self._ready(request)
@@ -209,7 +203,7 @@ class Spawner:
         finally:
             os.close(writer)
         sandbox.start_request = request.id
-        self._say({"event": "output", "id": request.id}, [reader])
+        self._agent.say({"event": "output", "id": request.id}, [reader])
 
     def _do_limit_cpu(self, request: Request, _fds: list[int]) -> dict[str, Any]:
         self._ready(request).group.limit_cpu(boosted=request.boosted)
@@ -253,27 +247,27 @@ class Spawner:
                 for path, flags in ((group.freeze_file, os.O_WRONLY), (group.frozen_file, os.O_RDONLY),
                                     (group.peak_file, os.O_RDONLY)):
                     held.append(os.open(path, flags | os.O_CLOEXEC))
-                self._say({"id": number, "ok": True, "freezer": self._host.cgroups.layout.freezer}, held)
+                self._agent.say({"id": number, "ok": True, "freezer": self._host.cgroups.layout.freezer}, held)
             case living.Failed():
                 self._end(sandbox, outcome.message)
             case living.Started():
                 self._on_started(sandbox, outcome.errno)
             case living.Exited():
-                self._say({"event": "exited", "sandbox": sandbox.sandbox, "code": outcome.code,
+                self._agent.say({"event": "exited", "sandbox": sandbox.sandbox, "code": outcome.code,
                            "signal": outcome.signal, "oom": outcome.oom})
             case living.Emptied():
-                self._say({"id": sandbox.kill_requests.pop(0), "ok": True})
+                self._agent.say({"id": sandbox.kill_requests.pop(0), "ok": True})
 
     def _on_started(self, sandbox: Living, number: int) -> None:
         request, sandbox.start_request = sandbox.start_request, None
         if request is None:
             return
         if number == 0:
-            self._say({"id": request, "ok": True})
+            self._agent.say({"id": request, "ok": True})
         elif sandbox.command:
-            self._refuse(request, "sandbox", f"the runtime process could not be started: {os.strerror(number)}")
+            self._agent.refuse(request, "sandbox", f"the runtime process could not be started: {os.strerror(number)}")
         else:
-            self._refuse(request, "entrypoint", _NO_BOOTSTRAP)
+            self._agent.refuse(request, "entrypoint", _NO_BOOTSTRAP)
 
     def _end(self, sandbox: Living, reason: str = "") -> None:
         """Begins the end of a sandbox. A pending create is refused with `reason` once everything is gone."""
@@ -282,7 +276,7 @@ class Spawner:
         sandbox.end()
         self._selector.unregister(sandbox.control)
         if reason and sandbox.create_request is None and not sandbox.destroy_requests:
-            self._say({"event": "gone", "sandbox": sandbox.sandbox, "message": reason})
+            self._agent.say({"event": "gone", "sandbox": sandbox.sandbox, "message": reason})
         sandbox.failure = reason
 
     def _on_ended(self, sandbox: Living) -> None:
@@ -305,14 +299,14 @@ class Spawner:
                 self._slots.append(sandbox.slot)     # else its ids are not given out again
             leftover = "" if gone else f"sandbox {sandbox.sandbox}: groups or loop device remained"
             if sandbox.create_request is not None:
-                self._refuse(sandbox.create_request, "sandbox", sandbox.failure or "destroyed while it was made")
+                self._agent.refuse(sandbox.create_request, "sandbox", sandbox.failure or "destroyed while it was made")
             for number in (*sandbox.kill_requests, *filter(None, [sandbox.start_request])):
-                self._refuse(number, "gone", f"sandbox {sandbox.sandbox} was destroyed")
+                self._agent.refuse(number, "gone", f"sandbox {sandbox.sandbox} was destroyed")
             for number in sandbox.destroy_requests:
                 if leftover:
-                    self._refuse(number, "leftover", leftover)
+                    self._agent.refuse(number, "leftover", leftover)
                 else:
-                    self._say({"id": number, "ok": True})
+                    self._agent.say({"id": number, "ok": True})
 
     # ---- children
 
@@ -354,7 +348,7 @@ class Spawner:
         finally:
             os.close(writer)
         self._selector.register(
-            reader, selectors.EVENT_READ, lambda: self._on_unpacked(request.sha256, path, reader, pid),
+            reader, selectors.EVENT_READ, lambda _: self._on_unpacked(request.sha256, path, reader, pid),
         )
 
     def _on_unpacked(self, sha256: str, path: str, reader: int, pid: int) -> None:
@@ -370,11 +364,11 @@ class Spawner:
             answer = {"failed": str(error)}
         for number in self._unpacking.pop(sha256):
             if "size" in answer:
-                self._say({"id": number, "ok": True, "size": answer["size"]})
+                self._agent.say({"id": number, "ok": True, "size": answer["size"]})
             elif "refused" in answer:
-                self._refuse(number, "archive", answer["refused"], entry=answer["entry"])
+                self._agent.refuse(number, "archive", answer["refused"], entry=answer["entry"])
             else:
-                self._refuse(number, "host", f"unpacking failed: {answer['failed']}")
+                self._agent.refuse(number, "host", f"unpacking failed: {answer['failed']}")
         for directory in evicted:
             self._remove_tree(directory)
 
@@ -383,123 +377,9 @@ class Spawner:
         pid = self._fork(lambda: shutil.rmtree(directory, ignore_errors=True))
         pidfd = os.pidfd_open(pid)
 
-        def reap() -> None:
+        def reap(_mask: int) -> None:
             self._selector.unregister(pidfd)
             os.close(pidfd)
             os.waitpid(pid, 0)
 
         self._selector.register(pidfd, selectors.EVENT_READ, reap)
-
-    # ---- answers
-
-    def _refuse(self, number: int, fault: str, message: str, **more: str) -> None:
-        self._say({"id": number, "ok": False, "fault": fault, "message": message, **more})
-
-    def _say(self, message: wire.Message, fds: list[int] | None = None) -> None:
-        """Queues a message; its descriptors are closed once sent."""
-        if self._closing:
-            for fd in fds or ():
-                os.close(fd)
-            return
-        self._outgoing.append((message, fds or []))
-        if len(self._outgoing) > _OUTGOING_MAX:
-            raise AgentGone
-        if len(self._outgoing) == 1:
-            self._flush()
-
-    def _flush(self) -> None:
-        while self._outgoing:
-            message, fds = self._outgoing[0]
-            try:
-                wire.send(self._channel, message, fds)
-            except BlockingIOError:
-                break
-            except ConnectionError:
-                raise AgentGone from None
-            self._outgoing.popleft()
-            for fd in fds:
-                os.close(fd)
-        writes = selectors.EVENT_WRITE if self._outgoing else 0
-        self._selector.modify(self._channel, selectors.EVENT_READ | writes, self._on_agent)
-
-
-def run(config: SpawnerConfig, agent_argv: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
-    """Becomes the spawner of this process and starts the agent as its unprivileged child; returns the agent's status
-    (128 + N if signal N ended it).
-
-    `agent_argv` begins with an absolute path; "{fd}" in it becomes the number of the agent's end of the socket, which
-    it gives to NativeDriver(socket.socket(fileno=N)). SIGTERM is passed on to the agent. When the agent ends, however
-    it ends, everything is taken away; when this process ends, the agent is killed. Call it before any thread is made.
-    """
-    try:
-        host = Host(config)
-        host.open()
-    except OSError as error:
-        sys.stderr.write(f"spawner: {error}\n")
-        return EXIT_UNFIT
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        pid = launch.fork_agent(config, host.mount_point, agent_argv, theirs, pass_fds)
-    for fd in pass_fds:
-        os.close(fd)
-
-    def pass_on(number: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-    signal.signal(signal.SIGTERM, pass_on)
-    with ours:
-        _live(host, ours)
-    return _end_of(pid)
-
-
-def _end_of(pid: int) -> int:
-    """Waits for the agent, which has nothing left to do, and kills it if it takes longer than that should."""
-    with os.fdopen(os.pidfd_open(pid), "rb", buffering=0) as pidfd, selectors.DefaultSelector() as selector:
-        selector.register(pidfd, selectors.EVENT_READ)
-        if not selector.select(_AGENT_END_S):
-            os.kill(pid, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status if status >= 0 else 128 - status      # as shells say it
-
-
-def serve(config: SpawnerConfig, channel: socket.socket) -> int:
-    """Runs a spawner on this end of the socket, the agent being someone else's child; returns the exit status."""
-    try:
-        host = Host(config)
-        host.open()
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            wire.send(channel, {"event": "unfit", "message": str(error)})
-        sys.stderr.write(f"spawner: {error}\n")
-        return EXIT_UNFIT
-    _live(host, channel)
-    return 0
-
-
-def _live(host: Host, channel: socket.socket) -> None:
-    gc.freeze()     # what is here now stays: children don't copy these pages by collecting them
-    gc.disable()    # nothing here makes cycles that matter; a collection would copy pages in every child
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # a terminal's ^C goes to the agent, whose end ends this
-    try:
-        wire.send(channel, {"event": "ready"})
-    except ConnectionError:     # the agent ended at once
-        host.close()
-        return
-    Spawner(host, channel).run()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m worker.sandbox.spawner")
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--socket-fd", required=True, type=int)
-    options = parser.parse_args(arguments)
-    with open(options.config, encoding="utf-8") as file:
-        config = SpawnerConfig.from_json(file.read())
-    with socket.socket(fileno=options.socket_fd) as channel:
-        os.set_inheritable(channel.fileno(), False)
-        return serve(config, channel)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

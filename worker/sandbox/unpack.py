@@ -14,6 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from chassis.archive import Refused, plan
 from worker.sandbox import archive, linux
 
 _CHUNK = 1 << 20
@@ -40,7 +41,7 @@ def run(order: Unpacking) -> NoReturn:
     try:
         _confine(order)
         answer = {"size": _unpack(order)}
-    except archive.Refused as refusal:
+    except Refused as refusal:
         answer = {"refused": refusal.message, "entry": refusal.entry[:1000]}
     except (OSError, MemoryError, RecursionError, OverflowError, ValueError) as error:
         answer = {"failed": f"{type(error).__name__}: {error}"}
@@ -80,19 +81,19 @@ def _unpack(order: Unpacking) -> int:
     while chunk := os.pread(order.source, _CHUNK, at):
         at += len(chunk)
         if at > order.size_bytes_max:
-            raise archive.Refused(f"zipped it is already over the limit of {order.size_bytes_max} bytes")
+            raise Refused(f"zipped it is already over the limit of {order.size_bytes_max} bytes")
         digest.update(chunk)
         kept.write(chunk)
     if digest.hexdigest() != order.sha256:
-        raise archive.Refused(f"its SHA-256 is {digest.hexdigest()}, not {order.sha256}")
+        raise Refused(f"its SHA-256 is {digest.hexdigest()}, not {order.sha256}")
     kept.seek(0)
     os.umask(0)
     try:
         opened = zipfile.ZipFile(kept)
     except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise archive.Refused(f"it is no readable zip archive: {error}") from None
+        raise Refused(f"it is no readable zip archive: {error}") from None
     with opened:
-        wanted = archive.plan(opened, size_bytes_max=order.size_bytes_max, entries_max=order.entries_max)
+        wanted = plan(opened, root=archive.TASK, size_bytes_max=order.size_bytes_max, entries_max=order.entries_max)
         return archive.write(opened, wanted, size_bytes_max=order.size_bytes_max)
 
 

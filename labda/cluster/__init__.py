@@ -1,0 +1,1 @@
+"""The cluster of containers: its trust, its files, its commands."""

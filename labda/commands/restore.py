@@ -1,0 +1,60 @@
+"""``labda restore``: what a backup holds, into the stores of a cluster that is stopped, of either target."""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labda.commands.backup import identity_of
+from labda.refusal import Refusal, Status
+from labda.state import State
+
+if TYPE_CHECKING:
+    from storage.backup import Summary
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="what `labda backup` wrote, of this cluster or another")
+    parser.add_argument("--yes", action="store_true", help="replace what the stores hold")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def run(options: argparse.Namespace) -> int:
+    state: State = options.state
+    began = time.monotonic()
+    with state.stores_to_itself():
+        try:
+            restored = asyncio.run(_restore(options))
+        except OSError as error:
+            raise Refusal(f"{options.file} can't be read: {error.strerror or error}", Status.USAGE) from error
+    if options.json:
+        sys.stdout.write(json.dumps({"file": str(options.file), **asdict(restored)}) + "\n")
+    else:
+        sys.stdout.write(
+            f"restored   {restored.records} records as of revision {restored.revision}, {restored.blobs} code archives "
+            f"({restored.size_bytes / 1e6:.1f} MB were new) in {time.monotonic() - began:.1f} s\n"
+        )
+    return Status.OK
+
+
+async def _restore(options: argparse.Namespace) -> "Summary":
+    from storage.backup import restore  # noqa: PLC0415 - imports what stores need
+
+    stores = options.state.stores()
+    try:
+        return await restore(stores, options.file, identity_of(options.state), replace=options.yes, join=_join)
+    finally:
+        await stores.close()
+
+
+def _join(archived: bytes, stored: bytes) -> bytes:
+    """The newer of two records of a node, with what either of them revoked."""
+    from placement.node_record import NodeRecord  # noqa: PLC0415
+
+    both = [NodeRecord.decode(value) for value in (archived, stored)]
+    newest = max(both, key=lambda record: (record.enrolment, record.used_at))
+    return replace(newest, revoked=max(record.revoked for record in both)).encode()

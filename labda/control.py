@@ -1,0 +1,162 @@
+"""What other commands may ask of a running supervisor: to end processes, and to keep them from being started again.
+
+Owns the socket in the state directory (STATE/control.sock, for its owner alone) and the words on it: a JSON object per
+line each way, `{"do": "hold", "nodes": ["worker-az1-1"]}` answered by `{"done": true}` or `{"error": "..."}`:
+
+    kill      SIGKILL, all at the same moment; the supervisor starts them again as it would after any crash
+    hold      the same, and they stay away until they are released
+    release   what this connection holds is started again
+    restart   SIGTERM and time to drain; then started again
+
+What a connection holds is released when it closes: who asked may crash, the cluster is whole again. Refuses to know why
+somebody asks.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from labda.children import Children
+from labda.refusal import Refusal, Status
+from labda.state import State
+
+SOCKET = "control.sock"
+ANSWER_S = 60.0
+WORDS = ("kill", "hold", "release", "restart")
+
+
+class Control:
+    """The supervisor's side. ``start`` and ``close`` frame it."""
+
+    def __init__(self, state: State, children: Children, *, drain_s: float) -> None:
+        self._state = state
+        self._children = children
+        self._drain_s = drain_s
+        self._server: asyncio.Server | None = None
+        self._talks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_unix_server(self._talk, sock=_listen(self._state))
+
+    async def close(self) -> None:
+        """What is held stays away: the cluster is being ended."""
+        self._closing = True
+        if self._server is not None:
+            self._server.close()
+        for talk in list(self._talks):
+            talk.cancel()
+        if self._talks:
+            await asyncio.wait(self._talks)
+        (self._state.root / SOCKET).unlink(missing_ok=True)
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._talks.add(task)
+        held: set[str] = set()
+        try:
+            while request := await reader.readline():
+                writer.write(json.dumps(await self._do(request, held)).encode() + b"\n")
+                await writer.drain()
+        except ConnectionError:
+            pass  # it went without a word: what follows is the same
+        finally:
+            self._talks.discard(task)
+            if not self._closing:
+                self._children.release(held)
+            writer.close()
+
+    async def _do(self, line: bytes, held: set[str]) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            word, nodes = request["do"], list(request["nodes"])
+        except (ValueError, KeyError, TypeError) as error:
+            return {"error": f"not a request: {error!r}"}
+        unknown = sorted(set(nodes) - set(self._children.by_name))
+        if unknown:
+            return {"error": f"there is no process {', '.join(unknown)}"}
+        try:
+            return await self._obey(word, nodes, held)
+        except TimeoutError:
+            return {"error": f"one of {', '.join(nodes)} is still there: the kernel can't end it yet"}
+
+    async def _obey(self, word: str, nodes: list[str], held: set[str]) -> dict[str, Any]:
+        match word:
+            case "kill":
+                await self._children.kill_all(nodes)
+            case "hold":
+                held.update(nodes)
+                await self._children.hold(nodes)
+            case "release":
+                self._children.release(held.intersection(nodes))
+                held.difference_update(nodes)
+            case "restart":
+                held.update(nodes)  # whoever goes away while it drains
+                await self._children.hold(nodes, grace_s=self._drain_s)
+                self._children.release(nodes)
+                held.difference_update(nodes)
+            case _:
+                return {"error": f"{word}: one of {', '.join(WORDS)} is needed"}
+        return {"done": True}
+
+
+class Asker:
+    """The other side: one connection, one question at a time. What it holds is released by ``close``."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, state: State) -> "Asker":
+        """Raises Refusal when no supervisor listens there."""
+        try:
+            with _place(state) as path:
+                reader, writer = await asyncio.open_unix_connection(path)
+        except OSError as error:
+            raise Refusal(
+                f"the supervisor of {state.root} can't be asked ({error.strerror}): `labda up --state {state.root}` "
+                "starts one; restart one that is older than this labda", Status.NO_CLUSTER,
+            ) from error
+        return cls(reader, writer)
+
+    async def ask(self, word: str, nodes: Sequence[str]) -> None:
+        """Returns when it was done. Raises Refusal."""
+        self._writer.write(json.dumps({"do": word, "nodes": list(nodes)}).encode() + b"\n")
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._writer.drain()
+                answer = json.loads(await self._reader.readline() or b'{"error": "the supervisor went away"}')
+        except (OSError, TimeoutError) as error:
+            raise Refusal(f"the supervisor doesn't answer to {word} {' '.join(nodes)}: {error!r}") from error
+        if "error" in answer:
+            raise Refusal(f"the supervisor refuses {word}: {answer['error']}")
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+def _listen(state: State) -> socket.socket:
+    (state.root / SOCKET).unlink(missing_ok=True)     # of a supervisor that was killed
+    listener = socket.socket(socket.AF_UNIX)
+    with _place(state) as path:
+        listener.bind(path)
+    (state.root / SOCKET).chmod(0o600)
+    return listener
+
+
+@contextlib.contextmanager
+def _place(state: State) -> Iterator[str]:
+    """The socket's path by way of an open directory: a path of its own may be too long for a socket's name (108)."""
+    directory = os.open(state.root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{SOCKET}"
+    finally:
+        os.close(directory)

@@ -1,0 +1,172 @@
+"""Invariant 13: a waiting request gets any provably free permit of its pool within 1 s, whatever others do.
+
+Provably free is what the ledger's own levels leave: the pool's limit less what is granted and what is charged to it
+from other pools, within the account's room. A request waits from when its frontend's wish has arrived at the leader
+until the leader sends a permit, or a refusal, or its frontend says that it waits no longer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simulation.history.invariant import Check, Handler
+from simulation.history.leading import Leading
+from simulation.history.records import (
+    Beat,
+    Committed,
+    Deposed,
+    Granted,
+    Led,
+    Level,
+    Life,
+    Proposed,
+    Record,
+    Room,
+    Served,
+    Session,
+    Throttled,
+    Unproven,
+    Wanted,
+)
+
+WITHIN_S = 1.0
+CROSSED_S = 0.25    # a wish that comes so soon after a grant was sent before the grant was known
+
+
+@dataclass(slots=True)
+class _Free:
+    """``since``: when it became more than nothing; None: it isn't."""
+
+    record: Level | Room
+    since: float | None = None
+
+    @property
+    def count(self) -> int:
+        return _free(self.record)
+
+    def update(self, record: Level | Room) -> None:
+        self.record = record
+        if self.count <= 0:
+            self.since = None
+        elif self.since is None:
+            self.since = record.at
+
+
+@dataclass(slots=True)
+class _Wait:
+    wanted: Wanted
+    told: bool = False
+
+
+class FreePermitsAreServed(Check):
+    """13."""
+
+    number = 13
+
+    def handlers(self) -> Mapping[type[Record], Handler]:
+        self._leading = lead = Leading()
+        self._pools: dict[str, _Free] = {}
+        self._rooms: dict[str, _Free] = {}      # by account
+        self._waits: dict[tuple[str, str], dict[int, _Wait]] = {}    # by frontend and pool, then by number
+        self._granted: dict[tuple[str, str], dict[int, float]] = {}  # when, of those that may ask again without knowing
+        return {
+            Proposed: lead.proposed, Committed: lead.committed,
+            Led: self._led, Deposed: self._deposed, Level: lead.only(self._level), Room: lead.only(self._room),
+            Wanted: lead.only(self._want), Granted: lead.only(self._grant), Unproven: lead.only(self._refuse),
+            Throttled: lead.only(self._throttled), Session: lead.only(self._session), Served: self._served,
+            Life: self._life, Beat: self._beat,
+        }
+
+    def _led(self, led: Led) -> None:
+        if self._leading.led(led):
+            self._clear()
+
+    def _deposed(self, deposed: Deposed) -> None:
+        if self._leading.deposed(deposed):
+            self._clear()
+
+    def _clear(self) -> None:
+        self._pools.clear()
+        self._rooms.clear()
+        self._waits.clear()
+        self._granted.clear()
+
+    def _level(self, level: Level) -> None:
+        self._pools.setdefault(level.pool, _Free(level)).update(level)
+
+    def _room(self, room: Room) -> None:
+        self._rooms.setdefault(room.account, _Free(room)).update(room)
+
+    def _want(self, wanted: Wanted) -> None:
+        key = (wanted.frontend, wanted.pool)
+        before, granted = self._waits.get(key, {}), self._granted.get(key, {})
+        self._waits[key] = {
+            number: before.get(number) or _Wait(wanted) for number in wanted.waiting
+            if number in before or wanted.at - granted.get(number, float("-inf")) >= CROSSED_S
+        }
+
+    def _grant(self, grant: Granted) -> None:
+        key = (grant.frontend, grant.pool)
+        waits = self._waits.get(key, {})
+        oldest = list(waits)[:grant.count]
+        for number in oldest:
+            del waits[number]
+        if oldest:
+            self._granted[key] = dict.fromkeys(oldest, grant.at)
+
+    def _refuse(self, refused: Throttled | Unproven) -> None:
+        waits = self._waits.get((refused.frontend, refused.pool), {})
+        for number in refused.waiting:
+            waits.pop(number, None)
+
+    def _served(self, served: Served) -> None:
+        for (frontend, _), waits in self._waits.items():
+            if frontend == served.node:
+                waits.pop(served.number, None)
+
+    def _session(self, session: Session) -> None:
+        if session.state != "live":
+            self._forget(session.session.rpartition("#")[0])
+
+    def _life(self, life: Life) -> None:
+        self._forget(life.node)
+
+    def _forget(self, frontend: str) -> None:
+        for known in (self._waits, self._granted):
+            for key in [key for key in known if key[0] == frontend]:
+                del known[key]
+
+    def _throttled(self, throttled: Throttled) -> None:
+        self._refuse(throttled)
+        pool, room = self._of(throttled.pool)
+        if pool is None or room is None or pool.since is None or room.since is None:
+            return
+        self.violated(
+            f"requests for {throttled.pool} were refused in round {throttled.round} while "
+            f"{min(pool.count, room.count)} of its permits were free", pool.record, room.record, throttled,
+        )
+
+    def _of(self, pool: str) -> tuple[_Free | None, _Free | None]:
+        """What the pool has free, and its account."""
+        return self._pools.get(pool), self._rooms.get(pool.partition("/")[0])
+
+    def _beat(self, beat: Beat) -> None:
+        since = self._leading.beat(beat)
+        if since is None:
+            return
+        for (frontend, name), waits in self._waits.items():
+            pool, room = self._of(name)
+            if pool is None or room is None or pool.since is None or room.since is None:
+                continue
+            for number, wait in waits.items():
+                waited_s = beat.at - max(since, pool.since, room.since, wait.wanted.at)
+                if waited_s > WITHIN_S and not wait.told:
+                    wait.told = True
+                    self.violated(
+                        f"request {number} of {frontend} waited {waited_s:.1f} s for {name} while "
+                        f"{min(pool.count, room.count)} of its permits were free", wait.wanted, pool.record,
+                        room.record, beat,
+                    )
+
+
+def _free(record: Level | Room) -> int:
+    return record.limit - record.granted - record.crossing if isinstance(record, Level) else record.room

@@ -1,0 +1,131 @@
+"""Invariant 2: after quiet, nothing of a pool is granted and nothing runs.
+
+A pool is quiet while nothing that was admitted from it runs, no request waits that could be, and no block of it
+changes. A run on a worker that nobody can reach lasts until the ledger counts that worker out: such a pool isn't quiet.
+Only what a leader has had time for is asked of it: from the beginning of its leadership, and from its newest pause.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+from simulation.history.invariant import Check, Handler
+from simulation.history.leading import Leading
+from simulation.history.records import (
+    Answered,
+    Asked,
+    Beat,
+    Block,
+    Closed,
+    Committed,
+    Deposed,
+    Led,
+    Life,
+    Over,
+    Proposed,
+    Record,
+    Rest,
+    Session,
+)
+
+QUIET_S = 5.0
+_HELD = frozenset({"live", "counted"})      # a draining session waits for the word of workers
+
+
+class NothingLeaks(Check):
+    """2."""
+
+    number = 2
+
+    def handlers(self) -> Mapping[type[Record], Handler]:
+        self._leading = lead = Leading()
+        self._blocks: dict[tuple[str, str], Block] = {}     # those of some size, by session and pool
+        self._sessions: dict[str, Session] = {}
+        self._open: dict[str, Asked] = {}                   # requests without an answer
+        self._waiting: Counter[str] = Counter()             # of them, by the pools that they may be of
+        self._answered: dict[str, float] = defaultdict(float)
+        self._told: set[tuple[str, str]] = set()
+        return {
+            Proposed: lead.proposed, Committed: lead.committed,
+            Led: self._led, Deposed: self._deposed, Beat: self._beat, Block: lead.only(self._block),
+            Session: lead.only(self._session),
+            Asked: self._ask, Answered: self._over, Over: self._over, Life: self._life, Rest: self._rest,
+            Closed: self._closed,
+        }
+
+    def _led(self, led: Led) -> None:
+        if self._leading.led(led):
+            self._blocks.clear()
+            self._sessions.clear()
+
+    def _deposed(self, deposed: Deposed) -> None:
+        self._leading.deposed(deposed)
+
+    def _block(self, block: Block) -> None:
+        if block.size:
+            self._blocks[block.session, block.pool] = block
+        else:
+            self._blocks.pop((block.session, block.pool), None)
+
+    def _session(self, session: Session) -> None:
+        self._sessions[session.session] = session
+
+    def _ask(self, asked: Asked) -> None:
+        self._open[asked.request] = asked
+        for pool in _pools(asked):
+            self._waiting[pool] += 1
+
+    def _over(self, record: Answered | Over) -> None:
+        asked = self._open.pop(record.request, None)
+        if asked is not None:
+            self._leave(asked, record)
+
+    def _life(self, life: Life) -> None:
+        for request, asked in list(self._open.items()):
+            if asked.node == life.node:
+                del self._open[request]
+                self._leave(asked, life)
+
+    def _leave(self, asked: Asked, record: Record) -> None:
+        for pool in _pools(asked):
+            self._waiting[pool] -= 1
+            self._answered[pool] = self.ground.clocks.latest(record)
+
+    def _beat(self, beat: Beat) -> None:
+        since = self._leading.beat(beat)
+        if since is None:
+            return
+        clocks, runs = self.ground.clocks, self.ground.runs
+        since += clocks.latest(beat) - beat.at      # its own clock's
+        for (session, pool), block in self._blocks.items():
+            state = self._sessions.get(session)
+            if runs.count[pool] or self._waiting[pool] or (session, pool) in self._told:
+                continue
+            if state is not None and state.state not in _HELD:
+                continue
+            changes = [record for record in (runs.changed.get(pool), state, block) if record is not None]
+            quiet = max([since, self._answered[pool], *(clocks.latest(record) for record in changes)])
+            if clocks.earliest(beat) - quiet > QUIET_S:
+                self._told.add((session, pool))
+                self.violated(
+                    f"{block.size} permits of {pool} are still {session}'s {clocks.earliest(beat) - quiet:.1f} s after "
+                    "the last that ran or waited", *changes, beat,
+                )
+
+    def _rest(self, rest: Rest) -> None:
+        if rest.out:
+            self.violated(
+                f"{rest.out} permits of {rest.pool} were out {rest.after_s:.1f} s after the last answer"
+                f"{' and everything served again' if rest.whole else ''}", rest,
+            )
+
+    def _closed(self, closed: Closed) -> None:
+        for run in self.ground.runs.running.values():
+            start = run.start
+            self.violated(
+                f"{start.invocation} of {start.function} began in {start.sandbox} on {start.node} and never ended "
+                "there", start, closed,
+            )
+
+
+def _pools(asked: Asked) -> tuple[str, str]:
+    return f"{asked.account}/{asked.function}", f"{asked.account}/*"

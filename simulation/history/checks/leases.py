@@ -1,0 +1,138 @@
+"""Invariants 9, 10 and 11: who holds a worker, and until when."""
+
+from collections.abc import Mapping
+
+from simulation.history.invariant import Check, Handler
+from simulation.history.records import Adopted, LeaseGranted, LeaseHeld, Made, Record, Returned, Start
+
+LEASE_S_MIN, LEASE_S_MAX = 6 * 3600.0, 10 * 3600.0
+_ROUNDING_S = 0.01      # a lease's length was computed from the time of another event
+
+
+class LeasesHold(Check):
+    """9: at most one manager holds a worker per lease number; lease numbers strictly increase."""
+
+    number = 9
+
+    def handlers(self) -> Mapping[type[Record], Handler]:
+        self._holders: dict[tuple[str, int], LeaseGranted | LeaseHeld | Adopted] = {}
+        self._granted: dict[str, LeaseGranted] = {}                 # the highest, by worker
+        self._adopted: dict[str, Adopted] = {}
+        self._said: dict[tuple[str, str], LeaseHeld] = {}           # the newest, by worker and manager
+        return {LeaseGranted: self._grant, LeaseHeld: self._said_held, Adopted: self._adopt}
+
+    def _grant(self, grant: LeaseGranted) -> None:
+        highest = self._granted.get(grant.worker)
+        if highest is not None and grant.lease == highest.lease and grant.manager == highest.manager:
+            return  # said again: the order was lost with its stream
+        if highest is not None and grant.lease <= highest.lease and self.ground.clocks.before(highest, grant):
+            self.violated(
+                f"{grant.worker} was granted under {grant.lease} to {grant.manager} after {highest.lease} had been "
+                "given", highest, grant,
+            )
+        if highest is None or grant.lease > highest.lease:
+            self._granted[grant.worker] = grant
+        self._held(grant.worker, grant)
+
+    def _said_held(self, held: LeaseHeld) -> None:
+        """By manager: one that was taken over from says its old number for a while."""
+        before = self._said.get((held.worker, held.manager))
+        if before is not None and held.lease < before.lease:
+            self.violated(
+                f"{held.manager} held {held.worker} under lease {held.lease} after {before.lease}", before, held
+            )
+        self._said[held.worker, held.manager] = held
+        self._held(held.worker, held)
+
+    def _adopt(self, adopted: Adopted) -> None:
+        before = self._adopted.get(adopted.node)
+        if before is not None and adopted.lease < before.lease:
+            self.violated(
+                f"{adopted.node} was adopted under {adopted.lease} after {before.lease}", before, adopted
+            )
+            return
+        self._adopted[adopted.node] = adopted
+        self._held(adopted.node, adopted)
+
+    def _held(self, worker: str, record: LeaseGranted | LeaseHeld | Adopted) -> None:
+        holder = self._holders.setdefault((worker, record.lease), record)
+        if holder.manager != record.manager:
+            self.violated(
+                f"{worker} is {holder.manager}'s and {record.manager}'s under lease {record.lease}", holder, record
+            )
+
+
+class LeasesRule(Check):
+    """10: a worker starts nothing for a lease number below the highest it has seen."""
+
+    number = 10
+
+    def handlers(self) -> Mapping[type[Record], Handler]:
+        self._adopted: dict[str, Adopted] = {}      # the highest, by worker
+        return {Adopted: self._adopt, Start: self._start, Made: self._made}
+
+    def _adopt(self, adopted: Adopted) -> None:
+        before = self._adopted.get(adopted.node)
+        if before is None or adopted.lease > before.lease:
+            self._adopted[adopted.node] = adopted
+
+    def _start(self, start: Start) -> None:
+        self._may(start, f"starts {start.invocation}")
+
+    def _made(self, made: Made) -> None:
+        self._may(made, f"makes {made.sandbox}")
+
+    def _may(self, record: Start | Made, what: str) -> None:
+        held = self._adopted.get(record.node)
+        if held is not None and record.lease != held.lease:
+            self.violated(
+                f"{record.node} {what} under lease {record.lease} and is held under {held.lease}", held, record
+            )
+
+
+class LeasesEnd(Check):
+    """11: nothing starts after the worker's own lease deadline; 6 h <= lease <= 10 h; returned before its end."""
+
+    number = 11
+
+    def handlers(self) -> Mapping[type[Record], Handler]:
+        self._adopted: dict[str, Adopted] = {}
+        self._granted: set[tuple[str, int]] = set()
+        return {
+            LeaseGranted: self._grant, Adopted: self._adopt, Returned: self._returned, Start: self._start,
+            Made: self._made,
+        }
+
+    def _grant(self, grant: LeaseGranted) -> None:
+        scale = self.ground.time_scale
+        shortest, longest = LEASE_S_MIN * scale, LEASE_S_MAX * scale
+        if (grant.worker, grant.lease) in self._granted:
+            shortest = 0.0      # told again to a manager whose stream broke: what is left of it
+        self._granted.add((grant.worker, grant.lease))
+        if not shortest - _ROUNDING_S <= grant.hard_end_s <= longest + _ROUNDING_S:
+            self.violated(
+                f"lease {grant.lease} of {grant.worker} lasts {grant.hard_end_s:g} s, not {shortest:g} to "
+                f"{longest:g} s", grant,
+            )
+
+    def _adopt(self, adopted: Adopted) -> None:
+        before = self._adopted.get(adopted.node)
+        if before is None or adopted.lease >= before.lease:
+            self._adopted[adopted.node] = adopted
+
+    def _returned(self, returned: Returned) -> None:
+        self._before_the_end(returned, "was returned")
+
+    def _start(self, start: Start) -> None:
+        self._before_the_end(start, f"starts {start.invocation}")
+
+    def _made(self, made: Made) -> None:
+        self._before_the_end(made, f"makes {made.sandbox}")
+
+    def _before_the_end(self, record: Record, what: str) -> None:
+        adopted = self._adopted.get(record.node)
+        if adopted is not None and record.at >= adopted.at + adopted.lasts_s:
+            self.violated(
+                f"{record.node} {what} at {record.at:.3f}, lease {adopted.lease} had ended at "
+                f"{adopted.at + adopted.lasts_s:.3f}", adopted, record,
+            )

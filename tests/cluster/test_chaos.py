@@ -1,0 +1,107 @@
+"""``labda chaos`` on the shared cluster: a verdict, its history, and a whole cluster afterwards, also after ^C."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from labda.refusal import Status
+from tests.cluster.cluster import ROOT, START_S
+
+# Small pools, little used: the survivors' share of them has to do while the rest is stranded.
+LOAD = ("--functions", "2", "--pool", "20", "--use", "0.35", "--rate", "10", "--ramp", "2", "--seed", "5")
+
+
+def names(cluster):
+    return {function["FunctionName"] for function in cluster.client().list_functions()["Functions"]}
+
+
+@pytest.fixture
+def whole(cluster):
+    """Afterwards everything serves, and no function under load is left."""
+    yield cluster
+    cluster.await_healthy()
+    assert not {name for name in names(cluster) if name.startswith("chaos-")}
+
+
+def test_the_loss_of_an_az_is_survived(whole):
+    found = whole.labda("chaos", "run", "az-loss", "--yes", "--json", "--duration", "5", *LOAD)
+    assert found.returncode == Status.OK, found.stdout + found.stderr
+    verdict = json.loads(found.stdout)
+    assert (verdict["verdict"], verdict["violations"]) == ("pass", [])
+    assert verdict["load"]["ok"] > 50
+    assert verdict["limits"]["runs"] >= verdict["load"]["ok"]
+    [hold, release] = verdict["faults"]
+    assert (hold["action"], release["action"]) == ("hold", "release")
+    assert "the active manager" in hold["held"]
+    assert len({node.split("-")[1] for node in hold["nodes"]}) == 1, "of one AZ"
+    assert verdict["permits"]["quiet"]["stranded"] > 0, "what ran there is taken until the ledger knows better"
+    assert verdict["permits"]["end"]["granted"] == 0
+    assert verdict["cold"]["new_workers"] == []
+    again = whole.labda("chaos", "check", verdict["history"], "--json")
+    assert again.returncode == Status.OK
+    assert json.loads(again.stdout) == verdict, "a file is all that a verdict is made from"
+    shown = whole.labda("chaos", "check", verdict["history"])
+    assert shown.stdout.splitlines()[-1].startswith("verdict    pass")
+
+
+def test_ctrl_c_gives_everything_back(whole):
+    process = subprocess.Popen(
+        # As from a shell that put it in the background: SIGINT is ignored at first.
+        ["env", "--ignore-signal=INT", sys.executable, "-m", "labda", "chaos", "run", "host-kill", "--yes",
+         "--duration", "60", *LOAD, "--state", str(whole.root)],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "killed, stays away" in line:
+                break
+        victim = line.split()[2]
+        assert victim not in whole.pids()
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=START_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == Status.INTERRUPTED, complaints
+    assert victim in whole.pids()
+    histories = sorted((whole.root / "chaos").glob("*/history.ndjson"))
+    cut = whole.labda("chaos", "check", str(histories[-1]))
+    assert cut.returncode == Status.FAILED
+    assert "cut short" in cut.stdout
+
+
+def test_traces_of_real_processes_are_judged_as_those_of_the_simulation(cluster):
+    traces = sorted(map(str, (cluster.root / "nodes").glob("*/trace.ndjson")))
+    found = cluster.labda("chaos", "check", *traces, "--json")
+    assert found.returncode == Status.OK, found.stdout + found.stderr
+    verdict = json.loads(found.stdout)
+    assert (verdict["verdict"], verdict["violations"]) == ("pass", [])
+    assert verdict["records"]["LeaseGranted"] >= 3
+
+
+@pytest.mark.parametrize(("arguments", "status", "words"), [
+    (("run", "az-loss"), Status.USAGE, "say --yes"),
+    (("run", "nothing", "--yes"), Status.USAGE, "there is no scenario nothing: worker-kill, "),
+    (("run", "az-cut", "--yes"), Status.USAGE, "needs --target compose"),
+    (("run", "az-loss", "--yes", "--pool", "0"), Status.USAGE, "pool is 0"),
+    (("run", "az-loss", "--yes", "--duration", "0.5"), Status.USAGE, "1 s at least"),
+    (("check", "/dev/null"), Status.FAILED, "doesn't say which scenario"),
+    (("check", "/nowhere"), Status.FAILED, "can't read /nowhere"),
+])
+def test_what_cannot_be_is_refused_before_anything_is_done(cluster, arguments, status, words):
+    before = cluster.pids()
+    found = cluster.labda("chaos", *arguments)
+    assert found.returncode == status
+    assert words in found.stderr
+    assert cluster.pids() == before
+
+
+def test_the_list_says_what_each_does_and_promises(cluster):
+    shown = cluster.labda("chaos", "list")
+    rows = json.loads(cluster.labda("chaos", "list", "--json").stdout)
+    assert {"worker-kill", "az-loss", "power-cut"} <= {row["name"] for row in rows}
+    assert all(row["does"] and row["promises"] and row["does"] in shown.stdout for row in rows)

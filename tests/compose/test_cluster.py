@@ -1,0 +1,148 @@
+"""The cluster in containers from nothing to nothing: built, started, used, an AZ lost, ended, and nothing left."""
+
+import io
+import json
+import re
+import subprocess
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from labda.cluster import engine
+from tests.compose.conftest import PORT, PROJECT, ROOT, labda
+
+CODE = """
+def handler(event, context):
+    return {"got": event["n"], "left_ms": context.get_remaining_time_in_millis()}
+"""
+
+pytestmark = pytest.mark.timeout(480)
+
+
+@pytest.fixture(scope="module")
+def up(state: Path) -> str:
+    assert labda("cluster", "build", state=state, timeout_s=900).returncode == 0
+    made = labda("cluster", "up", "--no-build", "--deploy", str(ROOT / "examples" / "hello"), state=state)
+    assert made.returncode == 0, made.stderr + made.stdout
+    return made.stdout
+
+
+@pytest.fixture(scope="module")
+def client(up: str, state: Path) -> object:
+    root = json.loads((state / "root.json").read_text())
+    return boto3.client(
+        "lambda", endpoint_url=f"http://127.0.0.1:{PORT}", region_name="us-east-1",
+        aws_access_key_id=root["access_key_id"], aws_secret_access_key=root["secret_access_key"],
+        config=Config(retries={"max_attempts": 0}, read_timeout=30),
+    )
+
+
+def test_it_gets_ready_and_the_example_answers(up: str) -> None:
+    assert re.search(r"ready in [\d.]+ s", up) is not None, up
+    assert up.count('{"message": "hello, world"}') == 2
+    assert "labda env --target compose" in up
+
+
+def test_boto3_creates_and_invokes_through_the_endpoint(client) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        entry = zipfile.ZipInfo("app.py")
+        entry.external_attr = 0o100644 << 16    # the default is for its owner alone, who is nobody in a sandbox
+        archive.writestr(entry, CODE)
+    client.create_function(
+        FunctionName="echo", Runtime="python3.13", Handler="app.handler", Role="arn:aws:iam::000000000000:role/any",
+        Code={"ZipFile": data.getvalue()},
+    )
+    client.get_waiter("function_active_v2").wait(FunctionName="echo", WaiterConfig={"Delay": 1, "MaxAttempts": 30})
+
+    def ask(n: int) -> int:
+        answer = client.invoke(FunctionName="echo", Payload=json.dumps({"n": n}))
+        body = answer["Payload"].read()
+        assert "FunctionError" not in answer, body
+        return int(json.loads(body)["got"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(60))) == list(range(60))
+
+
+def test_the_command_sees_everything(up: str, state: Path) -> None:
+    said = labda("status", "--target", "compose", "--json", state=state)
+    assert said.returncode == 0, said.stderr
+    report = json.loads(said.stdout)
+    assert len(report["processes"]) == 18
+    assert {process["health"] for process in report["processes"]} == {"serving"}
+    assert report["numbers"]["silent"] == []
+    assert "echo" in {function["name"] for function in report["functions"]}
+    env = labda("env", "--target", "compose", state=state)
+    assert f"AWS_ENDPOINT_URL=http://127.0.0.1:{PORT}" in env.stdout
+    logs = labda("logs", "echo", "--target", "compose", state=state)
+    assert "START RequestId" in logs.stdout
+
+
+def test_doctor_in_a_workers_container_finds_nothing_missing(up: str) -> None:
+    said = subprocess.run(
+        ["docker", "exec", f"{PROJECT}-worker-az1-1", "labda", "doctor", "--runtimes", "/opt/labda/runtimes", "--json"],
+        capture_output=True, text=True, check=False,
+    )
+    assert said.returncode == 0, said.stdout
+    assert [check["name"] for check in json.loads(said.stdout) if not check["ok"] and check["fatal"]] == []
+
+
+def test_a_containers_health_is_what_grpc_says(up: str) -> None:
+    for node in ("counting-az1", "frontend-az1-1"):
+        assert engine.docker("exec", f"{PROJECT}-{node}", "labda", "health", "/run/labda/health.sock") == "serving\n"
+    assert engine.docker(
+        "exec", f"{PROJECT}-worker-az1-1", "labda", "health", "/var/lib/labda/agent/health.sock"
+    ) == "serving\n"
+
+
+def test_a_killed_worker_leaves_nothing_on_the_host_and_comes_back(up: str, state: Path, client) -> None:
+    client.invoke(FunctionName="echo", Payload=b'{"n": 1}')
+    cluster = engine.of(state)
+    for worker in [one for one in cluster.containers() if one.service == "worker"]:
+        engine.docker("kill", worker.id)
+        assert [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/docker/{worker.id}")] == []
+        assert [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/labda-{worker.node}")] == []
+        engine.docker("start", worker.id)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            answer = client.invoke(FunctionName="echo", Payload=b'{"n": 2}')
+            break
+        except client.exceptions.ClientError:
+            assert time.monotonic() < deadline
+    assert json.loads(answer["Payload"].read())["got"] == 2
+
+
+def test_the_loss_of_an_az_under_load_keeps_its_promise(up: str, state: Path) -> None:
+    said = labda(
+        "chaos", "run", "az-loss", "--target", "compose", "--yes", "--json", "--duration", "15", "--seed", "5",
+        state=state, timeout_s=240,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert json.loads(said.stdout)["verdict"] == "pass", said.stdout
+
+
+def test_stopped_and_started_it_knows_its_functions(up: str, state: Path, client) -> None:
+    assert labda("cluster", "stop", state=state).returncode == 0
+    again = labda("cluster", "up", "--no-build", state=state)
+    assert again.returncode == 0, again.stderr + again.stdout
+    answer = client.invoke(FunctionName="echo", Payload=b'{"n": 3}')
+    assert json.loads(answer["Payload"].read())["got"] == 3
+
+
+def test_at_the_end_nothing_is_left(up: str, state: Path) -> None:
+    cluster = engine.of(state)
+    ids = [container.id for container in cluster.containers()]
+    # A member of counting that was replaced leaves one that compose.yaml doesn't name any more.
+    engine.docker("volume", "create", "--label", f"{engine.PROJECT_LABEL}={PROJECT}", f"{PROJECT}_counting-az1-9")
+    ended = labda("cluster", "down", "--yes", state=state)
+    assert ended.returncode == 0, ended.stderr
+    assert cluster.left() == []
+    assert not state.exists()
+    assert [str(path) for one in ids for path in Path("/sys/fs/cgroup").glob(f"*/docker/{one}")] == []

@@ -1,0 +1,241 @@
+"""Each scenario on a town of names: what it hits, that it gives everything back, and that its records say so."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from labda.chaos.hands import Place
+from labda.chaos.history import Fault, Record, Write, of_type
+from labda.chaos.scenarios import BOTH, COLD, SCENARIOS
+from labda.chaos.stage import Stage
+from protos import placement_pb2
+
+LASTS_S = 0.2
+LEADERS = {"counting": "leader", "placement": "active", "worker_manager": "active"}
+AZS = ("az1", "az2", "az3")
+
+
+class Town:
+    """A region without processes: nodes by name, one leader per service, which another succeeds at once."""
+
+    def __init__(self, *, leaders: dict[str, str]) -> None:
+        self.by_name: dict[str, placement_pb2.Node] = {}
+        for az in AZS:
+            for service, name in (
+                ("counting", "counting"), ("placement", "placement"), ("worker_manager", "manager"),
+                ("frontend", "frontend"), ("worker", "worker"),
+            ):
+                node = f"{name}-{az}"
+                role = LEADERS.get(service, "") if leaders.get(service) == az else ""
+                self.by_name[node] = placement_pb2.Node(
+                    node=node, service=service, az=az, health="serving", role=role, nonce=1, pid=7
+                )
+
+    @property
+    def nodes(self) -> list[placement_pb2.Node]:
+        return list(self.by_name.values())
+
+    def end(self, names: Sequence[str], *, back: bool) -> None:
+        for node in (self.by_name[name] for name in names if name in self.by_name):
+            node.health = "dead"
+            if node.role:
+                heirs = [one for one in self.nodes if one.service == node.service and one.node not in names]
+                node.role = ""
+                if heirs:
+                    heirs[0].role = LEADERS[node.service]
+            if back:
+                self.begin([node.node])
+
+    def begin(self, names: Sequence[str]) -> None:
+        for node in (self.by_name[name] for name in names if name in self.by_name):
+            node.health, node.nonce = "serving", node.nonce + 1
+            role = LEADERS.get(node.service, "")
+            if role and not any(one.role for one in self.nodes if one.service == node.service):
+                node.role = role
+
+
+class TownHands:
+    """``Hands`` on a town. ``away`` is what a scenario still owes."""
+
+    def __init__(self, town: Town) -> None:
+        self._town = town
+        self.away: set[str] = set()
+        self.cut_off: set[str] = set()
+        self.stores = tuple(Place(node=f"{one}-{az}", service=one, az=az) for one in ("etcd", "nats") for az in AZS)
+
+    async def missing(self) -> list[str]:
+        return sorted(self.away)
+
+    async def kill(self, nodes: Sequence[str]) -> None:
+        self._town.end(nodes, back=True)
+
+    async def kill_agent(self, worker: str) -> None:
+        self._town.end([worker], back=True)
+
+    async def hold(self, nodes: Sequence[str]) -> None:
+        self.away.update(nodes)
+        self._town.end(nodes, back=False)
+
+    async def release(self, nodes: Sequence[str]) -> None:
+        self.away.difference_update(nodes)
+        self._town.begin(nodes)
+
+    async def restart(self, nodes: Sequence[str]) -> None:
+        self._town.end(nodes, back=True)
+
+    async def cut(self, az: str) -> None:
+        self.cut_off.add(az)
+
+    async def heal(self, az: str) -> None:
+        self.cut_off.discard(az)
+
+    async def restore(self) -> None:
+        await self.release(sorted(self.away))
+        self.cut_off.clear()
+
+    async def close(self) -> None:
+        return None
+
+
+class Quiet:
+    """A load of which nothing is sent."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def ask(self, function: str) -> None:
+        self.told.append(f"ask {function}")
+
+    def pause(self) -> None:
+        self.told.append("pause")
+
+    def resume(self) -> None:
+        self.told.append("resume")
+
+
+class Desk:
+    """The public API's part in it: 503 while a store is away."""
+
+    def __init__(self, hands: TownHands) -> None:
+        self._hands = hands
+
+    def configure(self, name: str, settings: dict[str, Any]) -> Any:
+        del name, settings
+        refused = bool(self._hands.away)
+
+        class Answer:
+            status = 503 if refused else 200
+            headers = {"x-amzn-errortype": "ServiceUnavailableException"} if refused else {}
+
+            def json(self) -> Any:
+                return {"Detail": {"reason": "the store is away"}} if refused else {}
+
+        return Answer()
+
+    def close(self) -> None:
+        return None
+
+
+def staged(**leaders: str) -> tuple[Stage, TownHands, Quiet, list[Record]]:
+    town = Town(leaders={"counting": "az1", "placement": "az1", "worker_manager": "az1"} | leaders)
+    hands, load, records = TownHands(town), Quiet(), list[Record]()
+    stage = Stage(
+        region=town, hands=hands, load=load, rng=random.Random(1), lasts_s=LASTS_S, time_scale=1.0,  # type: ignore[arg-type]
+        tell=records.append, say=lambda _: None, open_api=lambda: closing(Desk(hands)),  # type: ignore[arg-type]
+    )
+    return stage, hands, load, records
+
+
+async def played(name: str, **leaders: str) -> tuple[list[Fault], Quiet, list[Record]]:
+    stage, hands, load, records = staged(**leaders)
+    scenario = SCENARIOS[name]
+    if scenario.prepare is not None:
+        await scenario.prepare(stage)
+    async with asyncio.timeout(20):
+        await scenario.act(stage)
+    await stage.restore()
+    assert not hands.away
+    assert not hands.cut_off
+    assert stage.missing() == []
+    gone: set[str] = set()
+    for fault in of_type(records, Fault):
+        assert fault.done >= fault.at
+        if fault.action in {"hold", "cut"}:
+            gone.update(fault.nodes)
+        elif fault.action in {"release", "heal"}:
+            gone.difference_update(fault.nodes)
+    assert not gone, "the records say that it is back"
+    return of_type(records, Fault), load, records
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_it_does_something_and_gives_it_back(name):
+    faults, _, _ = await played(name)
+    assert faults
+    assert faults[0].nodes
+    assert SCENARIOS[name].does
+    assert SCENARIOS[name].promises
+
+
+@pytest.mark.parametrize(("name", "actions", "services"), [
+    ("worker-kill", ["kill"], {"worker"}),
+    ("host-kill", ["hold", "release"], {"worker"}),
+    ("frontend-kill", ["kill"], {"frontend"}),
+    ("manager-kill", ["kill"], {"manager"}),
+    ("counting-kill", ["kill"], {"counting"}),
+    ("placement-kill", ["hold", "release"], {"placement"}),
+    ("etcd-kill", ["kill"], {"etcd"}),
+    ("nats-kill", ["kill"], {"nats"}),
+    ("stores-away", ["hold", "release"], {"etcd", "nats"}),
+    ("az-loss", ["hold", "release"], {"counting", "placement", "manager", "frontend", "worker", "etcd", "nats"}),
+    ("az-cut", ["cut", "heal"], {"counting", "placement", "manager", "frontend", "worker", "etcd", "nats"}),
+    ("rolling-restart", ["restart"] * 3, {"counting", "placement", "manager", "frontend", "worker", "etcd", "nats"}),
+    ("power-cut", ["hold", "release"], {"counting", "placement", "manager", "frontend", "worker", "etcd", "nats"}),
+])
+async def test_it_hits_what_it_says(name, actions, services):
+    faults, _, _ = await played(name)
+    assert [fault.action for fault in faults] == actions
+    assert {node.split("-")[0] for fault in faults for node in fault.nodes} == services
+
+
+async def test_the_lost_az_holds_all_the_leaders():
+    for leaders in ({}, {"placement": "az3"}, {"counting": "az2", "placement": "az3"}, {"worker_manager": "az1"}):
+        faults, _, _ = await played("az-loss", **leaders)
+        assert set(faults[0].held) == {"the leader of counting", "the active placement", "the active manager"}
+        assert {node.split("-")[1] for node in faults[0].nodes} == {"az1"}
+
+
+async def test_another_az_holds_none_where_there_is_one():
+    faults, _, _ = await played("az-loss-other", counting="az2")
+    assert faults[0].held == ()
+    assert {node.split("-")[1] for node in faults[0].nodes} == {"az3"}
+
+
+async def test_a_leader_that_is_killed_is_told_of():
+    faults, _, _ = await played("counting-kill", counting="az2")
+    assert (faults[0].nodes, faults[0].held) == (("counting-az2",), ("the leader of counting",))
+
+
+async def test_without_stores_writes_are_tried_and_a_function_that_never_ran_is_asked():
+    faults, load, records = await played("stores-away")
+    writes = of_type(records, Write)
+    away = [write for write in writes if write.done <= faults[1].at]
+    assert away
+    assert all(write.status == 503 and write.explained for write in away)
+    assert writes[-1].status == 200
+    assert load.told == [f"ask {COLD}"] * 3
+    assert {node.split("-")[1] for node in faults[0].nodes} == {"az1", "az2"}, "a majority of three"
+
+
+async def test_a_power_cut_is_no_time_for_requests():
+    _, load, _ = await played("power-cut")
+    assert load.told == ["pause", "resume"]
+
+
+def test_what_needs_a_network_or_replicated_stores_is_for_containers():
+    elsewhere = {name for name, scenario in SCENARIOS.items() if scenario.targets != BOTH}
+    assert elsewhere == {"az-cut", "etcd-kill", "nats-kill", "stores-away"}

@@ -1,0 +1,156 @@
+"""What other commands may ask of the supervisor: over a real socket, about real processes."""
+
+import asyncio
+import os
+import signal
+import sys
+
+import pytest
+
+from labda.children import Children
+from labda.control import SOCKET, Asker, Control
+from labda.refusal import Refusal
+from labda.state import State
+
+DEADLINE_S = 10.0
+SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+POLITE = [
+    sys.executable, "-S", "-c",
+    """import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), sys.exit(0)))
+print('here', flush=True); time.sleep(600)""",
+]
+
+
+async def until(condition, what):
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+    assert condition(), what
+
+
+@pytest.fixture
+def state(tmp_path) -> State:
+    """Far down, so that the socket's path alone is longer than a socket's name may be."""
+    found = State(tmp_path / ("deep" * 20) / ("deeper" * 10))
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+async def children(state, tmp_path):
+    found = Children(environment={"PATH": os.environ["PATH"]}, observe=lambda _: None)
+    for name in "abc":
+        found.start(name, SLEEPER, tmp_path / f"{name}.log")
+    control = Control(state, found, drain_s=5.0)
+    await control.start()
+    yield found
+    await control.close()
+    await found.stop(list(found.by_name), grace_s=0.0)
+    await found.stop_orphans()
+    assert not (state.root / SOCKET).exists()
+
+
+@pytest.fixture
+async def asker(state, children):
+    found = await Asker.open(state)
+    yield found
+    await found.close()
+
+
+async def test_what_is_killed_comes_back(asker, children):
+    before = children.pids()
+    await asker.ask("kill", ["a", "b"])
+    assert children.pids().get("a") != before["a"]
+    await until(lambda: len(children.pids()) == 3, "all run again")
+    after = children.pids()
+    assert after["c"] == before["c"]
+    assert {after["a"], after["b"]}.isdisjoint(before.values())
+
+
+async def test_what_is_held_stays_away_until_it_is_released(asker, children):
+    await asker.ask("hold", ["a", "b"])
+    assert set(children.pids()) == {"c"}
+    await asyncio.sleep(0.1)    # a restart would come at once
+    assert set(children.pids()) == {"c"}
+    await asker.ask("release", ["a"])
+    assert set(children.pids()) == {"a", "c"}
+    await asker.ask("release", ["a", "b", "c"])
+    assert len(children.pids()) == 3
+
+
+async def test_what_was_about_to_be_started_again_is_held_too(asker, children):
+    first = children.pids()["a"]
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: children.pids().get("a") not in {None, first}, "it is back at once")
+    os.kill(children.pids()["a"], signal.SIGKILL)
+    await until(lambda: children.by_name["a"].restart is not None, "it is to come back in a second")
+    await asker.ask("hold", ["a"])
+    assert children.by_name["a"].restart is None
+    await asker.ask("release", ["a"])
+    assert "a" in children.pids()
+
+
+async def test_who_goes_away_leaves_a_whole_cluster(state, children):
+    asker = await Asker.open(state)
+    other = await Asker.open(state)
+    await asker.ask("hold", ["a"])
+    await other.ask("hold", ["b"])
+    await asker.close()
+    await until(lambda: set(children.pids()) == {"a", "c"}, "only what the one who went away held is back")
+    await other.ask("release", ["a"])   # not its own: nothing happens
+    assert set(children.pids()) == {"a", "c"}
+    await other.close()
+    await until(lambda: len(children.pids()) == 3, "all run again")
+
+
+async def test_a_restart_lets_it_end_by_itself(asker, children, tmp_path):
+    log = tmp_path / "polite.log"
+    child = children.start("polite", POLITE, log)
+    await until(lambda: log.exists() and "here" in log.read_text(), "it began")
+    before = child.pid
+    await asker.ask("restart", ["polite"])
+    assert child.pid not in {None, before}
+    assert "bye" in log.read_text()
+
+
+async def test_what_cannot_be_is_refused(asker, children):
+    with pytest.raises(Refusal, match="there is no process x, y"):
+        await asker.ask("hold", ["a", "y", "x"])
+    with pytest.raises(Refusal, match="one of kill, hold, release, restart is needed"):
+        await asker.ask("melt", ["a"])
+    assert len(children.pids()) == 3
+
+
+async def test_nonsense_is_answered(state, children):
+    asker = await Asker.open(state)
+    for line in (b"\n", b"[]\n", b'{"do": "hold"}\n', b"\xff\n"):
+        asker._writer.write(line)
+        assert b"not a request" in await asyncio.wait_for(asker._reader.readline(), DEADLINE_S)
+    await asker.close()
+    assert len(children.pids()) == 3
+
+
+async def test_the_socket_is_for_its_owner_alone(state, children):
+    assert (state.root / SOCKET).stat().st_mode & 0o777 == 0o600
+
+
+async def test_no_supervisor_listens(tmp_path):
+    with pytest.raises(Refusal, match="can't be asked"):
+        await Asker.open(State(tmp_path))
+
+
+async def test_a_cluster_that_ends_starts_nothing_again(state, tmp_path):
+    children = Children(environment={"PATH": os.environ["PATH"]}, observe=lambda _: None)
+    children.start("a", SLEEPER, tmp_path / "a.log")
+    control = Control(state, children, drain_s=5.0)
+    await control.start()
+    asker = await Asker.open(state)
+    await asker.ask("hold", ["a"])
+    await control.close()
+    await children.stop(["a"], grace_s=0.0)
+    assert children.pids() == {}
+    with pytest.raises(Refusal, match=r"went away|doesn't answer"):
+        await asker.ask("release", ["a"])
+    assert children.pids() == {}
+    await asker.close()

@@ -1,0 +1,340 @@
+"""The checker is checked: each planted violation is found as its invariant and no other, an honest history has none."""
+
+import pytest
+
+from simulation.history import check, records
+from simulation.history.records import (
+    Authority,
+    Beat,
+    Bound,
+    Clock,
+    Connected,
+    Cut,
+    DeadLettered,
+    Deposed,
+    Destroyed,
+    Draining,
+    EventAccepted,
+    EventRan,
+    FenceAcked,
+    Header,
+    LeaseHeld,
+    Led,
+    Life,
+    Lost,
+    Member,
+    Over,
+    Placed,
+    Proposed,
+    Refused,
+    Responded,
+    Rest,
+    Returned,
+    Served,
+    Session,
+    Unproven,
+    line,
+    parse,
+)
+from tests.simulation.history.honest import (
+    C2,
+    C3,
+    CLOSED,
+    F1,
+    F2,
+    HONEST,
+    HOUR,
+    M1,
+    M2,
+    P1,
+    P2,
+    POOL,
+    REST,
+    S1,
+    S2,
+    W1,
+    W2,
+    adopted,
+    answered,
+    asked,
+    block,
+    committed,
+    end,
+    entry,
+    far,
+    found,
+    grant,
+    granted,
+    history,
+    level,
+    made,
+    ran,
+    refused,
+    room,
+    start,
+    throttled,
+    wanted,
+)
+
+ALSO_HONEST = {
+    "as it is": [],
+    "one after the other in one instant": [*ran("x", 31.1 + 1, "s2", W2)],
+    "admitted before the limit was lowered, begun after it": [
+        asked("x", 29), start("x", 30.3, "s2", W2), asked("y", 29), start("y", 30.4, "s3", W2),
+        end("x", 30.5, "s2", W2), end("y", 30.5, "s3", W2), answered("x", 30.6), answered("y", 30.6)],
+    "more than the old limit, when the new one is written": [
+        level(80, 0, limit=3, node=C2), *ran("x", 81, "s4"), *ran("y", 81, "s5"), *ran("z", 81, "s6")],
+    "two at once, as far as clocks of two hosts can tell": [
+        far(W2), *ran("x", 81, "s4"), *ran("y", 81, "s9", W2)],
+    "started again elsewhere after a certain refusal": [
+        asked("x", 80), Refused(at=80.1, node=W1, invocation="x", reason="FENCED"), start("x#2", 80.2, "s9", W2),
+        end("x#2", 80.5, "s9", W2), answered("x", 80.6)],
+    "killed, and its host declared dead": [
+        start("x", 80, "s9", W2), asked("x", 79.9), Lost(at=80.5, node=W2), answered("x", 80.6, status=500,
+        error="ServiceException", explained=True)],
+    "the operator declared a host dead that starts one more": [
+        Member(at=80, node=C2, incarnation="host-1@1", state="declared dead"), *ran("x", 80.5, "s4")],
+    "a free permit, and a leader that was stopped": [
+        wanted(81.55, 9, node=C2), Served(at=83.4, node=F1, number=9, how="admitted")],
+    "a free permit of a pool whose account has none": [
+        room(80, 0, C2), wanted(80.1, 9, node=C2), Served(at=85, node=F1, number=9, how="refused"),
+        throttled(85, 9, node=C2), *refused("x", 84.9)],
+    "a free permit, and a quorum that is slow": [
+        wanted(80, 9, node=C2), Proposed(at=80.1, node=C2), *entry(4, 81.5), committed(4, 81.5, C2),
+        granted(82.4, 1, node=C2)],
+    "a free permit, and a quorum that is gone": [wanted(80, 9, node=C2), Proposed(at=80.1, node=C2)],
+    "a wish that reaches a leader whose time is over": [
+        wanted(80, 9), level(80, 0), Served(at=85, node=F1, number=9, how="admitted")],
+    "granted at once, and heard of late": [
+        wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2),
+        Served(at=84, node=F1, number=9, how="admitted")],
+    "refused for want of a proof": [
+        wanted(80, 9, node=C2),
+        Unproven(at=80.5, node=C2, frontend=F1, pool=POOL, waiting=(9,), reason="silent holder"),
+        Served(at=84, node=F1, number=9, how="refused")],
+    "a permit out while its run can't be heard of": [
+        block(80, 1, node=C2), level(80, 1, limit=1, node=C2), asked("x", 80), start("x", 80.1, "s9", W2),
+        Lost(at=88, node=W2), answered("x", 81, status=500, error="ServiceException", explained=True)],
+    "a refusal of what the client did wrong": [
+        answered("x", 80, status=404, error="ResourceNotFoundException")],
+    "a reservation given up while one of its requests waits for a sandbox": [
+        asked("x", 80), level(80.5, 0, limit=0, node=C2), Bound(at=80.6, node=C2, pool=POOL, limit=0, since=80.5),
+        *ran("y", 81, "s9", W2, pool=REST), *ran("z", 81, "s8", W2, pool=REST), start("x", 81.5, "s4"),
+        Responded(at=81.9, node=W1, invocation="x", digest="r-x"), end("x", 81.9, "s4"),
+        Over(at=82, node=F1, request="x"), answered("x", 82, digest="r-x")],
+    "told again what is left of a lease": [grant(80, 2, hard_end_s=HOUR)],
+    "taken over": [grant(80, 3, manager=M2, node=P2), adopted(80.1, 3, manager=M2)],
+    "the old manager still says so": [
+        LeaseHeld(at=80, node="operator", worker=W1, lease=2, manager=M1),
+        LeaseHeld(at=80.1, node="operator", worker=W1, lease=3, manager=M2),
+        LeaseHeld(at=80.2, node="operator", worker=W1, lease=2, manager=M1)],
+    "a member that was away begins in the midst": [
+        Life(at=80, node=C3), *entry(3, 80.1, (C3,), after=-1), *entry(4, 80.2, (C3, C2), after=3)],
+    "a new leader from a snapshot that nobody saw": [
+        Life(at=80, node=C3), Deposed(at=81, node=C2, term=2), Led(at=82, node=C3, term=3)],
+}
+STOPPED = [record for record in HONEST if isinstance(record, Beat) and 81.55 < record.at < 82.55]
+PAUSED = {"a free permit, and a leader that was stopped": STOPPED}
+
+PLANTED = {
+    # 1: limits
+    "two runs of a limit of 1": (1, [*ran("x", 80, "s4"), *ran("y", 80.5, "s9", W2)]),
+    "three runs of a limit of 2": (1, [asked("x", 10), start("x", 10.3, "s3", W2), end("x", 10.4, "s3", W2)]),
+    "one more run when the limit had become 0": (1, [
+        level(80, 0, limit=0, node=C2), Bound(at=80.1, node=C2, pool=POOL, limit=0, since=80), *ran("x", 80.2, "s4")]),
+    "one too many of a function whose older runs are of the account's rest": (1, [
+        *ran("x", 80, "s4", lasts_s=2, pool="a/*"), *ran("y", 80.5, "s9", W2)]),
+    "more granted than the limit": (1, [
+        block(80, 2, node=C2), level(80, 2, limit=1, node=C2), block(80.1, 0, node=C2),
+        level(80.1, 0, limit=1, node=C2)]),
+    "more granted than the account has": (1, [
+        block(80, 1, node=C2), room(80, -1, C2), level(80, 1, limit=1, node=C2), block(80.1, 0, node=C2),
+        level(80.1, 0, limit=1, node=C2)]),
+    "a permit that two hold": (1, [
+        block(80, 1, node=C2), block(80, 1, f"{F2}#2", node=C2), level(80, 1, limit=1, node=C2),
+        block(80.1, 0, node=C2), block(80.1, 0, f"{F2}#2", node=C2), level(80.1, 0, limit=1, node=C2)]),
+    "started on a fenced block": (1, [asked("x", 80, F2), start("x", 80.1, "s4", session=S2), end("x", 80.2, "s4"),
+                                      answered("x", 80.3, F2)]),
+    "a fence's report that leaves a run out": (1, [
+        asked("x", 80), start("x", 80.1, "s4"), FenceAcked(at=80.2, node=W1, session=S1), end("x", 80.3, "s4"),
+        answered("x", 80.4)]),
+    "started by an evicted worker": (1, [
+        Member(at=80, node=C2, incarnation="host-1@1", state="evicted"), *ran("x", 80.5, "s4")]),
+    "started without authority": (1, [Authority(at=79, node=W1, until=80), *ran("x", 80.5, "s4")]),
+    # 2: leaks
+    "a permit that never came back": (2, [block(75, 1, node=C2), level(75, 1, limit=1, node=C2)]),
+    "a counted block of which nothing runs": (2, [
+        Session(at=75, node=C2, session=f"{F2}#2", state="counted"), block(75, 1, f"{F2}#2", node=C2),
+        level(75, 1, limit=1, node=C2)]),
+    "out when the ledger was asked": (2, [Rest(at=85, pool=POOL, out=1, after_s=5, whole=False)]),
+    "a run without an end": (2, [asked("x", 80), start("x", 80.1, "s4"), answered("x", 81)]),
+    # 3: events
+    "an event that was lost": (3, [EventAccepted(at=80, node=F1, event="x", retries=2)]),
+    "an event that failed for good and went nowhere": (3, [
+        EventAccepted(at=80, node=F1, event="x", retries=0), EventRan(at=81, node=F1, event="x", outcome="error")]),
+    "an event that was dead-lettered twice": (3, [
+        EventAccepted(at=80, node=F1, event="x", retries=0), EventRan(at=81, node=F1, event="x", outcome="error"),
+        DeadLettered(at=82, node=F1, event="x"), DeadLettered(at=82, node=F2, event="x")]),
+    # 4: retries
+    "one retry too many": (4, [EventRan(at=7.5, node=F1, event="e2", outcome="error")]),
+    "tried again after all retries, with success": (4, [
+        EventAccepted(at=80, node=F1, event="x", retries=0), EventRan(at=81, node=F1, event="x", outcome="error"),
+        EventRan(at=82, node=F1, event="x", outcome="success")]),
+    # 5: at most one start
+    "started twice": (5, [start("r1#2", 80, "s4")]),
+    "started on two workers": (5, [start("r4", 31.2, "s2", W2)]),
+    "refused, and run": (5, [*refused("x", 80), start("x", 80.1, "s4"), end("x", 80.2, "s4")]),
+    "refused when it had run": (5, [
+        asked("x", 80), start("x", 80.1, "s4"), end("x", 80.2, "s4"),
+        answered("x", 80.3, status=503, error="ServiceUnavailableException", explained=True)]),
+    "refused for certain by a worker that starts it later": (5, [
+        asked("x", 80), Refused(at=80.1, node=W1, invocation="x", reason="BUSY"), start("x", 80.2, "s4"),
+        end("x", 80.3, "s4"), answered("x", 80.4)]),
+    # 6: its own result
+    "another's payload": (6, [
+        asked("x", 80), start("x", 80.1, "s4", digest="p-y"), end("x", 80.2, "s4"), answered("x", 80.3)]),
+    "another's answer": (6, [
+        asked("x", 80), start("x", 80.1, "s4"), Responded(at=80.2, node=W1, invocation="x", digest="r-x"),
+        end("x", 80.2, "s4"), answered("x", 80.3, digest="r-y")]),
+    "an answer that says whose it is": (6, [answered("x", 80, echoes=True, echo="y")]),
+    "an answer that doesn't say whose it is": (6, [answered("x", 80, echoes=True)]),
+    # 7: one at a time
+    "two at once in one sandbox": (7, [
+        asked("x", 10.5), start("x", 11.05, "s2", W2), end("x", 11.06, "s2", W2), answered("x", 12)]),
+    "begun before the one before had ended": (7, [
+        level(80, 0, limit=2, node=C2), asked("x", 81), start("x", 81.1, "s4"), asked("y", 81),
+        start("y", 81.2, "s4"), end("x", 81.3, "s4"), end("y", 81.4, "s4"), answered("x", 82), answered("y", 82)]),
+    "a call that came after a later one": (7, [*ran("x", 80, "s4", call=5), *ran("y", 82, "s4", call=5)]),
+    # 8: one identity
+    "another revision": (8, [*ran("x", 80, "s4", revision=8)]),
+    "another function": (8, [*ran("x", 80, "s4", function="g", pool="a/*")]),
+    "another account's": (8, [made("s4", 80, lease=2), *ran("x", 81, "s4", account="b", pool="b/*")]),
+    # 9: leases
+    "granted to two under one number": (9, [grant(80, 2, manager=M2)]),
+    "granted under a lower number": (9, [grant(80, 1)]),
+    "adopted by two under one number": (9, [adopted(80, 2, manager=M2)]),
+    "adopted under a lower number": (9, [adopted(80, 1)]),
+    "held by two, by their own words": (9, [
+        LeaseHeld(at=80, node="operator", worker=W1, lease=2, manager=M2)]),
+    # 10: the newest lease rules
+    "started under a lower number": (10, [*ran("x", 80, "s4", lease=1)]),
+    "made under a lower number": (10, [made("s8", 80, lease=1)]),
+    # 11: a lease's end
+    "started after the lease's end": (11, [adopted(79, 2, lasts_s=1), *ran("x", 80.5, "s4")]),
+    "made after the lease's end": (11, [adopted(79, 2, lasts_s=1), made("s8", 80, lease=2)]),
+    "returned after the lease's end": (11, [adopted(79, 2, lasts_s=1), Returned(at=80, node=W1)]),
+    "too short a lease": (11, [grant(80, 3, hard_end_s=5 * HOUR)]),
+    "too long a lease": (11, [grant(80, 3, hard_end_s=11 * HOUR)]),
+    # 12: draining
+    "made while it drains": (12, [Draining(at=80, node=W1, worker=W1), made("s8", 81, lease=2)]),
+    "placed by a manager that drains it": (12, [
+        Draining(at=80, node=M1, worker=W1), Placed(at=81, node=M1, worker=W1, sandbox="s8")]),
+    "killed by draining": (12, [
+        asked("x", 80), start("x", 80.1, "s4"), Draining(at=80.2, node=W1, worker=W1),
+        Destroyed(at=80.3, node=W1, sandbox="s4"), end("x", 80.4, "s4"), answered("x", 80.5)]),
+    # 13: free permits
+    "nobody serves who waits": (13, [wanted(80, 9, node=C2), Served(at=82, node=F1, number=9, how="admitted")]),
+    "one of two is served late": (13, [
+        wanted(80, 8, 9, node=C2), Served(at=80.1, node=F1, number=8, how="admitted"), wanted(80.2, 9, node=C2),
+        Served(at=81.9, node=F1, number=9, how="refused")]),
+    "not served once a slow quorum has answered": (13, [
+        wanted(80, 9, node=C2), Proposed(at=80.1, node=C2), *entry(4, 81.5), committed(4, 81.5, C2),
+        granted(82.7, 1, node=C2)]),
+    "granted to another one": (13, [
+        wanted(80, 9, node=C2), granted(80.1, 1, F2, node=C2), Served(at=82, node=F1, number=9, how="admitted")]),
+    "asked for again, and never served": (13, [
+        wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.5, 9, node=C2),
+        Served(at=82, node=F1, number=9, how="admitted")]),
+    "throttled while one is free": (13, [
+        throttled(80, 9, node=C2), *refused("x", 79.9)]),
+    # 14: Raft
+    "two leaders in one term": (14, [Led(at=80, node=C3, term=2)]),
+    "another entry at the same index": (14, [*entry(4, 80, (C2,)), *entry(4, 80.1, (C3,), digest="other")]),
+    "an entry left out": (14, [*entry(4, 80, (C2,)), *entry(5, 80.1, (C2,)), *entry(5, 80.2, (C3,), after=3)]),
+    "an acknowledged entry that the next leader lacks": (14, [
+        *entry(4, 80, (C2,)), committed(4, 80.1, C2), Led(at=81, node=C3, term=3)]),
+    "acknowledged by a leader that the others had left": (14, [
+        Led(at=81, node=C3, term=3), *entry(4, 82, (C2,)), committed(4, 82.1, C2)]),
+    # 15: refusals
+    "a throttle that doesn't say which limit": (15, refused("x", 80, detail=("remedy",))),
+    "a throttle without a Detail": (15, refused("x", 80, explained=False, detail=())),
+    "an error that nobody explains": (15, [answered("x", 80, status=500, error="ServiceException")]),
+    "a refusal without a type": (15, [answered("x", 80, status=400)]),
+}
+
+
+@pytest.mark.parametrize("name", ALSO_HONEST)
+def test_an_honest_history_has_no_violation(name):
+    assert list(map(str, found(*ALSO_HONEST[name], without=PAUSED.get(name, ())))) == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found_as_what_it_is(name):
+    invariant, planted = PLANTED[name]
+    violations = found(*planted)
+    assert {violation.invariant for violation in violations} == {invariant}, list(map(str, violations))
+    everything = history(*planted)
+    for violation in violations:
+        assert violation.records
+        assert all(record in everything for record in violation.records), "a record that nobody wrote shows nothing"
+        assert any(record in planted for record in violation.records), "it is shown by what was planted"
+
+
+def test_every_invariant_has_two_planted_violations():
+    planted = [invariant for invariant, _ in PLANTED.values()]
+    assert all(planted.count(invariant) >= 2 for invariant in range(1, 16))
+
+
+def test_every_kind_of_record_is_in_these_histories():
+    there = {type(record) for records_ in (history(), *(planted for _, planted in PLANTED.values()),
+                                           *ALSO_HONEST.values()) for record in records_}
+    assert there | {Header, Cut} == set(records.KINDS.values())
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_file_gives_the_same_verdict(name):
+    _, planted = PLANTED[name]
+    read = [parse(line(record)) for record in history(*planted)]
+    assert read == history(*planted)
+    assert check(read).violations == found(*planted)
+
+
+@pytest.mark.parametrize(("name", "doubtful"), [
+    ("two runs of a limit of 1", W2),
+    ("started by an evicted worker", W1),
+    ("granted under a lower number", P1),
+])
+def test_what_clocks_of_two_hosts_leave_open_is_no_violation(name, doubtful):
+    """The same stamps, and a host whose clock may be a minute off: one order of events is as good as the other."""
+    planted = PLANTED[name][1]
+    other = [grant(80, 1, node=P2)] if doubtful == P1 else planted
+    assert found(*planted)
+    assert found(*other, far(doubtful)) == []
+    assert found(*other, far(doubtful, -0.001, 0.001)), "a millisecond leaves nothing open"
+
+
+def test_a_trace_that_ended_early_proves_nothing():
+    [violation] = found(Cut(at=50, node=W1, reason="the trace is full"))
+    assert str(violation).startswith("history: what worker-1 did from 50.000 on is not in it")
+
+
+def test_a_lease_is_as_long_as_the_time_scale_says():
+    scaled = [Header(at=0), grant(1, 1, hard_end_s=8.0)]
+    assert check(scaled, time_scale=1 / HOUR).violations == []
+    assert [violation.invariant for violation in check(scaled).violations] == [11]
+
+
+@pytest.mark.parametrize("text", [
+    "{}", "no json", '{"record":"Nothing","at":1}', '{"record":"Start","at":1}',
+    line(Header(at=0)).replace('"format":1', '"format":2'),
+])
+def test_what_is_no_record_is_refused(text):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        records.parse(text)
+
+
+def test_the_last_record_closes():
+    assert history()[-1] is CLOSED
+    assert isinstance(history(far(W1))[0], Clock)
+    assert Connected in map(type, history())
+    assert Over in map(type, history())

@@ -1,0 +1,254 @@
+"""The contract on NATS JetStream, and what only a cluster has: servers that go away, users."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections.abc import AsyncIterator
+
+import nats.errors
+import pytest
+
+from storage.faults import BlobCorrupt, OutcomeUnknown, StoreDenied, StoreUnavailable
+from storage.founding import found_nats
+from storage.nats import ABANDONED_S, LIST_PAGE, NatsBlobs
+from storage.nats_client import NatsClient, NatsSettings
+from storage.nats_streams import CHUNK_BYTES
+from tests.storage import contract
+from tests.storage.nats_world import NatsWorld
+from tests.storage.servers import Authorities, NatsTrio
+from tests.storage.worlds import eventually
+
+
+@pytest.fixture(scope="module")
+async def trio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsTrio]:
+    trio = NatsTrio(tmp_path_factory.mktemp("nats"))
+    try:
+        trio.start_all()
+        await trio.ready()
+        await found_nats(trio.addresses, trio.authorities.client("operator"))
+        yield trio
+    finally:
+        trio.end()
+
+
+@pytest.fixture
+async def world(trio: NatsTrio) -> AsyncIterator[NatsWorld]:
+    world = NatsWorld(trio, trio.authorities.client("frontend"))
+    await world.empty()
+    yield world
+    await world.close()
+
+
+class TestBlob(contract.BlobContract): ...
+
+
+async def test_founding_again_changes_nothing(trio: NatsTrio, world: NatsWorld) -> None:
+    blob = await world.blobs().put(contract.pieces(b"x"))
+    await found_nats(trio.addresses, trio.authorities.client("operator"))
+    assert await world.blobs().list() == (blob,)
+
+
+async def test_each_service_touches_only_its_own_subjects(trio: NatsTrio, world: NatsWorld) -> None:
+    frontend = NatsClient(trio.addresses, trio.authorities.client("frontend"))
+    until = frontend.until()
+    try:
+        assert "error" not in await frontend.api(f"STREAM.INFO.{world.streams.heads}", {}, until=until)
+        for subject in ("STREAM.NAMES", f"STREAM.DELETE.{world.streams.heads}", f"STREAM.UPDATE.{world.streams.heads}",
+                        f"CONSUMER.CREATE.{world.streams.chunks}"):
+            with pytest.raises(StoreDenied) as denied:
+                await frontend.api(subject, {}, until=until)
+            assert denied.value.definite
+        with pytest.raises(StoreDenied):
+            await frontend.ask("other.subject", b"", until=until)
+        # Nor does it hear what others are answered.
+        client = await frontend.connected(until)
+        overheard = await client.subscribe("_INBOX.operator.>")
+        operator = NatsBlobs(trio.addresses, trio.authorities.client("operator"), world.clock)
+        await operator.list()
+        await operator.close()
+        with pytest.raises(nats.errors.TimeoutError):
+            await overheard.next_msg(timeout=0.2)
+    finally:
+        await frontend.close()
+
+
+@pytest.mark.parametrize("user", ["placement", "worker"])
+async def test_a_service_without_blobs_gets_no_connection(trio: NatsTrio, world: NatsWorld, user: str) -> None:
+    tls = trio.authorities.client(user)
+    blobs = NatsBlobs(trio.addresses, tls, world.clock, NatsSettings(answer_s=1.0, attempt_s=0.5))
+    with pytest.raises(StoreDenied):
+        await blobs.list()
+    await blobs.close()
+
+
+async def test_a_stranger_is_let_in_by_nobody(trio: NatsTrio, world: NatsWorld) -> None:
+    settings = NatsSettings(answer_s=1.0, attempt_s=0.5)
+    other = NatsBlobs(trio.addresses, Authorities().client("frontend"), world.clock, settings)
+    with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
+        await other.list()
+    await other.close()
+    elsewhere = NatsBlobs(
+        ["nats.elsewhere:4222"], trio.authorities.client("frontend"), world.clock, settings,
+        resolve=lambda _: trio.addresses[0],
+    )
+    with pytest.raises(StoreUnavailable, match=r"nats\.elsewhere"):
+        await elsewhere.list()
+    await elsewhere.close()
+
+
+async def test_a_name_that_is_not_known_here_is_resolved(trio: NatsTrio, world: NatsWorld) -> None:
+    where = dict(zip([f"{name}:4222" for name in trio.names], trio.addresses, strict=True))
+    blobs = NatsBlobs(list(where), trio.authorities.client("frontend"), world.clock, resolve=where.__getitem__)
+    assert await blobs.list() == ()
+    await blobs.close()
+
+
+# ---------------------------------------------------------------- servers that go away
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+@pytest.mark.parametrize("member", [0, 1, 2])
+async def test_a_server_may_go_and_nothing_acknowledged_is_lost(
+    trio: NatsTrio, world: NatsWorld, fault: str, member: int
+) -> None:
+    """Whichever it is: one of them leads each stream."""
+    blobs = world.blobs()
+    name = trio.names[member]
+    put: dict[str, bytes] = {}
+    stop = asyncio.Event()
+
+    async def write() -> None:
+        while not stop.is_set():
+            content = len(put).to_bytes(4, "big") * 200_000
+            put[(await blobs.put(contract.pieces(content))).sha256] = content
+
+    writing = asyncio.create_task(write())
+    try:
+        await eventually(lambda: len(put) > 2)
+        at = len(put)
+        if fault == "kill":
+            trio.kill(name)
+            await eventually(lambda: len(put) > at + 2, within_s=30.0)
+            trio.start(name)
+            await trio.ready()
+        else:
+            with trio.paused(name):
+                await eventually(lambda: len(put) > at + 2, within_s=30.0)
+        await eventually(lambda: len(put) > at + 4, within_s=30.0)
+        stop.set()
+        await writing
+        for sha256, content in put.items():
+            assert b"".join([chunk async for chunk in blobs.get(sha256)]) == content
+        assert {blob.sha256 for blob in await blobs.list()} == set(put)
+    finally:
+        stop.set()
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+async def test_without_a_majority_nothing_is_claimed(trio: NatsTrio, world: NatsWorld) -> None:
+    blobs = world.blobs(answer_s=2.0, attempt_s=0.5)
+    kept = await blobs.put(contract.pieces(b"kept"))
+    with trio.paused(*trio.names[:2]):
+        with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+            await blobs.put(contract.pieces(b"x"))
+        with pytest.raises(StoreUnavailable):
+            await blobs.list()
+    await trio.ready()
+    again = world.blobs()
+    assert await again.has(kept.sha256)
+    await again.put(contract.pieces(b"x"))
+    assert len(await again.list()) == 2
+
+
+# ---------------------------------------------------------------- what lies around
+
+
+async def chunk_ids(world: NatsWorld) -> set[str]:
+    client = world.blobs()._nats
+    answer = await client.api(
+        f"STREAM.INFO.{world.streams.chunks}", {"subjects_filter": ">"}, until=client.until()
+    )
+    return {subject.rsplit(".", 1)[-1] for subject in answer["state"].get("subjects") or {}}
+
+
+async def test_replaced_failed_and_deleted_puts_leave_no_chunks(world: NatsWorld) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield bytes(2_000_000)
+        raise ConnectionResetError
+
+    blobs = world.blobs()
+    await blobs.put(contract.pieces(b"x" * 1_000_000))
+    again = await blobs.put(contract.pieces(b"x" * 1_000_000))
+    deleted = await blobs.put(contract.pieces(b"y"))
+    assert await blobs.delete(deleted)
+    with pytest.raises(ConnectionResetError):
+        await blobs.put(broken())
+    putting = asyncio.create_task(blobs.put(contract.pieces(b"z" * 30_000_000)))
+    async with asyncio.timeout(10):
+        while len(await chunk_ids(world)) < 2:
+            await asyncio.sleep(0.005)
+    putting.cancel()
+    await asyncio.gather(putting, return_exceptions=True)
+    await blobs.close()     # lets what it removes end
+    assert await chunk_ids(world) == {again.put_id}
+
+
+async def test_what_a_crashed_writer_left_is_swept(world: NatsWorld) -> None:
+    blobs = world.blobs()
+    kept = await blobs.put(contract.pieces(b"kept"))
+    for put_id in (f"{int(world.clock.now * 1000):x}-crashed", f"{int((world.clock.now + 3000) * 1000):x}-young"):
+        await blobs._nats.ask(world.streams.chunk(put_id), b"left", until=blobs._nats.until())
+    world.clock.now += ABANDONED_S + 1
+    await blobs.sweep()
+    assert {put_id.split("-")[1] for put_id in await chunk_ids(world)} == {kept.put_id.split("-")[1], "young"}
+    assert await blobs.list() == (kept,)
+
+
+async def test_a_chunk_that_is_gone_is_corruption(world: NatsWorld) -> None:
+    blobs = world.blobs()
+    blob = await blobs.put(contract.pieces(b"x" * 1_200_000))
+    await blobs._purge(blob.put_id)
+    with pytest.raises(BlobCorrupt, match="chunk 1 of 3 is missing"):
+        await contract.exhaust(blobs.get(blob.sha256))
+
+
+async def test_a_reader_outlives_a_replacement(world: NatsWorld) -> None:
+    """The same bytes under another put: the rest comes from there."""
+    content = b"x" * (20 * CHUNK_BYTES)
+    blobs = world.blobs()
+    blob = await blobs.put(contract.pieces(content))
+    received: list[bytes] = []
+    async with contextlib.aclosing(blobs.get(blob.sha256)) as chunks:  # type: ignore[type-var]
+        async for chunk in chunks:
+            if not received:
+                await blobs.put(contract.pieces(content))
+                await asyncio.gather(*blobs._purging)
+            received.append(chunk)
+    assert b"".join(received) == content
+
+
+async def test_many_blobs_are_listed_in_few_answers(world: NatsWorld) -> None:
+    blobs = world.blobs()
+    digests = sorted(hashlib.sha256(b"%d" % number).hexdigest() for number in range(2 * LIST_PAGE + 100))
+    head = json.dumps({"size_bytes": 0, "put_id": "0-0", "chunks": []}).encode()
+    for start in range(0, len(digests), 50):
+        await asyncio.gather(*(
+            blobs._nats.ask(world.streams.head(digest), head, until=blobs._nats.until())
+            for digest in digests[start : start + 50]
+        ))
+    client = await blobs._nats.connected(blobs._nats.until())
+    sent = client.stats["out_msgs"]
+    assert [blob.sha256 for blob in await blobs.list()] == digests
+    assert client.stats["out_msgs"] - sent <= 5
+
+
+async def test_a_gap_in_the_stream_is_no_end_of_the_list(world: NatsWorld) -> None:
+    blobs = world.blobs()
+    put = [await blobs.put(contract.pieces(b"%d" % number)) for number in range(6)]
+    for blob in put[1:4]:
+        assert await blobs.delete(blob)
+    assert {blob.sha256 for blob in await blobs.list()} == {put[number].sha256 for number in (0, 4, 5)}
+    assert await blobs.delete(put[5])
+    assert {blob.sha256 for blob in await blobs.list()} == {put[number].sha256 for number in (0, 4)}
