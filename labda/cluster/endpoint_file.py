@@ -37,6 +37,15 @@ defaults
     retry-on conn-failure
     option redispatch 1
     http-reuse safe
+    balance leastconn
+    # A frontend that drains says so in its health: it gets nothing new, and what runs finishes. One that is gone without
+    # a word is noticed by its connections within 3 s, and what was in flight fails then: this is for those that wait for
+    # an answer, how often what isn't acknowledged is sent again is a setting of the container's (compose_file).
+    option srvtcpka
+    srvtcpka-idle 1s
+    srvtcpka-intvl 1s
+    srvtcpka-cnt 2
+    default-server init-addr none resolvers names {tls}
     # What the endpoint itself says has a type and a reason, as whatever a frontend says.
 {errors}
 
@@ -54,20 +63,18 @@ resolvers names
 
 frontend public
     bind :{port} tcp-ut 60s{shown}
+    # With nobody left who answers in time the checks say more about a busy host than about frontends: all are tried.
+    use_backend unchecked if {{ nbsrv(frontends) eq 0 }}
     default_backend frontends
 
 backend frontends
-    balance leastconn
     option httpchk
     http-check send meth GET uri {health}
-    # A frontend that drains says so there: it gets nothing new, and what runs finishes. One that is gone without a word
-    # is noticed by its connections within 3 s, and what was in flight fails then: this is for those that wait for an
-    # answer, how often what isn't acknowledged is sent again is a setting of the container's (compose_file).
-    option srvtcpka
-    srvtcpka-idle 1s
-    srvtcpka-intvl 1s
-    srvtcpka-cnt 2
-    default-server check inter 200ms fall 2 rise 1 init-addr none resolvers names {tls}
+    default-server check inter 200ms fall 2 rise 1
+{servers}
+
+backend unchecked
+    timeout connect 2s
 {servers}
 
 # For the container's own health check, and numbers for Prometheus; never published.

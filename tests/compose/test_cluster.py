@@ -7,6 +7,7 @@ import subprocess
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
@@ -117,6 +118,29 @@ def test_a_killed_worker_leaves_nothing_on_the_host_and_comes_back(up: str, stat
         except client.exceptions.ClientError:
             assert time.monotonic() < deadline
     assert json.loads(answer["Payload"].read())["got"] == 2
+
+
+def test_frontends_that_are_all_too_slow_for_their_checks_get_their_requests_later(up: str, state: Path, client) -> None:
+    """A busy host looks to the endpoint as the loss of every frontend does: nobody is refused for that alone."""
+    frontends = [one.id for one in engine.of(state).containers() if one.service == "frontend"]
+    began = datetime.now(UTC).isoformat()
+    with ThreadPoolExecutor(4) as pool:
+        engine.docker("pause", *frontends)
+        try:
+            deadline = time.monotonic() + 30
+            while "no server available" not in endpoint_log(since=began):
+                assert time.monotonic() < deadline
+            asked = [pool.submit(client.invoke, FunctionName="echo", Payload=b'{"n": 4}') for _ in range(4)]
+        finally:
+            engine.docker("unpause", *frontends)
+        assert [json.loads(one.result()["Payload"].read())["got"] for one in asked] == [4] * 4
+
+
+def endpoint_log(*, since: str) -> str:
+    said = subprocess.run(
+        ["docker", "logs", "--since", since, f"{PROJECT}-endpoint"], capture_output=True, text=True, check=True
+    )
+    return said.stdout + said.stderr
 
 
 def test_the_loss_of_an_az_under_load_keeps_its_promise(up: str, state: Path) -> None:
