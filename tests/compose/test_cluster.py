@@ -120,7 +120,7 @@ def test_a_killed_worker_leaves_nothing_on_the_host_and_comes_back(up: str, stat
     assert json.loads(answer["Payload"].read())["got"] == 2
 
 
-def test_frontends_that_are_all_too_slow_for_their_checks_get_their_requests_later(up: str, state: Path, client) -> None:
+def test_frontends_that_are_all_slow_to_answer_checks_are_asked_anyway(up: str, state: Path, client) -> None:
     """A busy host looks to the endpoint as the loss of every frontend does: nobody is refused for that alone."""
     frontends = [one.id for one in engine.of(state).containers() if one.service == "frontend"]
     began = datetime.now(UTC).isoformat()
