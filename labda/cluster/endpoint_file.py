@@ -38,9 +38,9 @@ defaults
     option redispatch 1
     http-reuse safe
     balance leastconn
-    # A frontend that drains says so in its health: it gets nothing new, and what runs finishes. One that is gone without
-    # a word is noticed by its connections within 3 s, and what was in flight fails then: this is for those that wait for
-    # an answer, how often what isn't acknowledged is sent again is a setting of the container's (compose_file).
+    # A frontend that drains says so in its health: it gets nothing new, and what runs finishes. One that is gone
+    # without a word is noticed by its connections within 3 s, and what was in flight fails then: this is for those that
+    # wait for an answer, how often what is not acknowledged is sent again is a setting of the container (compose_file).
     option srvtcpka
     srvtcpka-idle 1s
     srvtcpka-intvl 1s
