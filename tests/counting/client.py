@@ -15,6 +15,7 @@ from protos import common_pb2, counting_pb2, counting_rpc
 
 Up = counting_pb2.FrontendMessage
 HEARTBEAT_S = 0.5
+REFUSED_S = 60.0
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Client:
         self._tasks.start(self._beat(), name=f"{self.name} beats")
         return self
 
-    async def welcomed(self, within_s: float = 5.0) -> None:
+    async def welcomed(self, within_s: float = 60.0) -> None:
         async with asyncio.timeout(within_s):
             await self._welcomed.wait()
 
@@ -86,6 +87,20 @@ class Client:
                 await future
         finally:
             block.waiting.pop(number, None)
+
+    async def refused(self, pool: common_pb2.Pool) -> Any:
+        """What says that the limit is reached. Nobody knows that while there is no leader, or a holder is silent."""
+        async with asyncio.timeout(REFUSED_S):
+            while True:
+                try:
+                    await self.take(pool)
+                except Refused as refusal:
+                    if isinstance(refusal.answer, counting_pb2.FrontendAnswer.Throttled):
+                        return refusal.answer
+                except TimeoutError:
+                    continue
+                else:
+                    raise AssertionError("it got a permit")
 
     def give(self, pool):
         block = self.block(pool)

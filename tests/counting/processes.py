@@ -1,8 +1,8 @@
 """Three real counting processes over gRPC with mutual TLS on loopback: for the edge test and the benchmark."""
 
+import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +11,17 @@ from chassis import config
 from chassis.certificates import Authority, TlsFiles, write_private
 from chassis.config import NodeConfig
 from chassis.credentials import Credentials
+from chassis.faults import Fault
 from chassis.grpc_network import GrpcNetwork
 from chassis.rpc import Caller
 from counting.config import CountingConfig
-from tests.counting.region import counting
+from protos import counting_pb2, counting_rpc
+from tests.counting.client import Client
+from tests.counting.region import OPERATOR, A, counting
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
+END_S = 60.0
 
 
 class Processes:
@@ -26,7 +31,7 @@ class Processes:
         self.directory = directory
         self.authority = Authority.create()
         nodes = [counting(n).node for n in (1, 2, 3)]
-        addresses = [f"127.0.0.1:{port}" for port in _free_ports(6)]
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(6)]
         self.addresses = dict(zip(nodes, addresses[:3], strict=True))
         self.raft = dict(zip(nodes, addresses[3:], strict=True))
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -75,7 +80,26 @@ class Processes:
     def kill(self, name: str) -> None:
         process = self.running.pop(name)
         process.kill()
-        process.wait(10)
+        process.wait(END_S)
+
+    async def set_limit(self, client: Client, limit: int) -> None:
+        """By whom this client holds to be the leader, as soon as somebody leads."""
+        request = counting_pb2.SetAccountLimitRequest(account=A, limit=limit)
+        async with asyncio.timeout(END_S):
+            while not await self._sets_limit(client.leader, request):
+                await asyncio.sleep(0.05)
+
+    async def _sets_limit(self, leader: str, request: counting_pb2.SetAccountLimitRequest) -> bool:
+        if leader not in self.running:
+            return False
+        channel = self.network(OPERATOR).connect(self.addresses[leader], service="counting")
+        try:
+            answer = await channel.call(counting_rpc.SET_ACCOUNT_LIMIT, request, timeout_s=12)
+        except Fault:
+            return False    # it ended, or nobody follows it any more
+        finally:
+            await channel.close()
+        return answer.WhichOneof("outcome") == "generation"
 
     def cpu_s(self, name: str) -> float:
         """User and system time of a process so far."""
@@ -89,20 +113,9 @@ class Processes:
         statuses = {}
         for name, process in self.running.items():
             try:
-                statuses[name] = process.wait(10)
+                statuses[name] = process.wait(END_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-                statuses[name] = process.wait(10)
+                statuses[name] = process.wait(END_S)
         self.running = {}
         return statuses
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -12,9 +12,9 @@ from chassis.credentials import Credentials
 from chassis.framed_network import FramedNetwork
 from chassis.grpc_network import GrpcNetwork
 from chassis.rpc import Caller, Network
-from tests.counting.processes import _free_ports
 from tests.counting.region import REST, Region
 from tests.counting.test_service import client_of, set_limit, until
+from tests.ports import free_ports
 
 LIFETIME_S = 5.0
 RENEWED_S = 1.0
@@ -49,11 +49,29 @@ class Renewed:
                 credentials.replace(self._issue(caller))
 
 
+class Stalls:
+    """How long the event loop stood still at most, from here to ``end``. Seconds."""
+
+    def __init__(self) -> None:
+        self._longest_s = 0.0
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            at = time.monotonic()
+            await asyncio.sleep(0.01)
+            self._longest_s = max(self._longest_s, time.monotonic() - at)
+
+    def end(self) -> float:
+        self._watching.cancel()
+        return self._longest_s
+
+
 @contextlib.asynccontextmanager
 async def renewed_region(directory: Path) -> AsyncIterator[Region]:
     renewed = Renewed()
     renewing = asyncio.create_task(renewed.renew())
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(6)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(6)]
     region = await Region(
         directory, renewed.network, SystemClock(), addresses[:3], addresses[3:], streams_of=renewed.streams,
         durable=False,
@@ -69,20 +87,22 @@ async def test_the_leader_stays_and_a_member_joins_again_while_certificates_are_
     async with renewed_region(tmp_path) as region:
         client = await client_of(region, 1)
         await set_limit(region, 10)
+        await until(region.leader, 60.0)
         leader = region.leading()
         term = region.services[leader]._raft().term
         until_s = time.monotonic() + LIFETIME_S + 2 * RENEWED_S
-        taken = 0
-        while time.monotonic() < until_s:
-            await client.take(REST)
+        taken, stalls = 0, Stalls()
+        while time.monotonic() < until_s or taken <= 20:
+            await client.take(REST, within_s=60.0)
             client.give(REST)
             client.hand_back(REST)
             taken += 1
             await asyncio.sleep(0.01)
-        assert taken > 20
         other = next(name for name in region.services if name != leader)
         await region.kill(other)
         restarted = await region.start(int(other.removeprefix("counting-az")))
-        await until(lambda: restarted._raft().committed >= region.services[leader]._raft().committed)
-        assert (region.leading(), region.services[leader]._raft().term) == (leader, term)
+        await until(lambda: restarted._raft().committed >= region.services[leader]._raft().committed, 60.0)
+        # Where this event loop got no processor for as long as a follower is patient, another may lead, rightly.
+        if stalls.end() < region.config(1).election_min_s / 2:
+            assert (region.leading(), region.services[leader]._raft().term) == (leader, term)
         await client.stop()

@@ -26,14 +26,9 @@ from frontend.config import FrontendConfig, HttpTls
 from storage.cipher import Cipher
 from storage.open import open_store
 from tests.frontend_api.world import client_for
+from tests.ports import free_port
 
 KEY = AccessKey(key_id="AKIAQQQQQQQQQQQQQQQQ", account="000000000000", secret="s" * 40, created=0.0)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def configured(folder: Path, port: int, **changes: Any) -> Path:

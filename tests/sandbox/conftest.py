@@ -25,6 +25,7 @@ from worker.sandbox.settings import SpawnerConfig
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = ROOT / ".runtimes"
 PYTHON = "python3.11"
+DEADLINE_S = 60.0   # for what has to happen at all, on a machine that has more to do
 
 # Runs the source code that the event carries; its variable `out` is the result.
 PROBE = """
@@ -115,14 +116,14 @@ class Runtime:
         async for chunk in output:
             self.output += chunk
 
-    async def invoke(self, event: Any, timeout_s: float = 10) -> Any:
+    async def invoke(self, event: Any, timeout_s: float = DEADLINE_S) -> Any:
         """Waits for the runtime, hands it the event, returns its decoded answer."""
         await self.send(event, timeout_s)
         kind, body = await self.result(timeout_s)
         assert kind == "response", (body, self.output)
         return json.loads(body)
 
-    async def send(self, event: Any, timeout_s: float = 10) -> None:
+    async def send(self, event: Any, timeout_s: float = DEADLINE_S) -> None:
         try:
             async with asyncio.timeout(timeout_s):
                 transport = await self.waiting.get()
@@ -132,11 +133,11 @@ class Runtime:
                    "Lambda-Runtime-Invoked-Function-Arn: arn\r\nContent-Type: application/json\r\n")
         Api.answer(transport, json.dumps(event).encode(), more=headers)
 
-    async def result(self, timeout_s: float = 10) -> tuple[str, bytes]:
+    async def result(self, timeout_s: float = DEADLINE_S) -> tuple[str, bytes]:
         async with asyncio.timeout(timeout_s):
             return await self.results.get()
 
-    async def probe(self, code: str, timeout_s: float = 10) -> Any:
+    async def probe(self, code: str, timeout_s: float = DEADLINE_S) -> Any:
         """Runs source code inside; returns its variable `out`."""
         return await self.invoke({"code": code}, timeout_s)
 
@@ -237,7 +238,7 @@ async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
         yield made
     finally:
         await made.driver.close()
-        status = await asyncio.to_thread(made.process.wait, 20)
+        status = await asyncio.to_thread(made.process.wait, DEADLINE_S)
         assert status == 0
         assert left_behind(made.config.name) == []
         assert loops_of(made.config) == []

@@ -4,7 +4,7 @@ import asyncio
 import errno
 from typing import Any
 
-from tests.sandbox.conftest import Ground
+from tests.sandbox.conftest import DEADLINE_S, Ground
 
 # Tries a call and gives its errno, 0 if it went through.
 TRY = """
@@ -26,7 +26,7 @@ async def test_a_memory_bomb_is_told_and_contained(ground: Ground) -> None:
     made = await ground.running(memory_mb=64)
     neighbour = await ground.running(memory_mb=64)
     await made.send({"code": "x = []\nwhile True: x.append(bytearray(1 << 20))"})
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         ending = await made.sandbox.exited()
     assert ending.signal == 9
     assert ending.oom
@@ -49,7 +49,7 @@ async def test_a_process_bomb_stops_at_its_limit(ground: Ground) -> None:
         "except OSError as error:\n"
         "    number = error.errno\n"
         "for pid in pids: os.kill(pid, 9)\n"
-        "out = [len(pids), number]", timeout_s=30,
+        "out = [len(pids), number]", timeout_s=2 * DEADLINE_S,
     )
     assert number == errno.EAGAIN
     assert 700 <= count <= 742
@@ -65,7 +65,7 @@ async def test_tmp_has_its_size_and_ends(ground: Ground) -> None:
         "        while True: written += file.write(bytes(1 << 20))\n"
         "    except OSError as error: number = error.errno\n"
         "os.unlink('/tmp/big')\n"
-        "out = [written, number, oct(os.stat('/tmp').st_mode)]", timeout_s=60,
+        "out = [written, number, oct(os.stat('/tmp').st_mode)]", timeout_s=2 * DEADLINE_S,
     )
     assert number == errno.ENOSPC
     assert 96 << 20 <= written <= (96 << 20) * 1.06

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.conftest import PROBE, ROOT, RUNTIMES, left_behind, missing, zipped
+from tests.sandbox.conftest import DEADLINE_S, PROBE, ROOT, RUNTIMES, left_behind, missing, zipped
 from worker.sandbox import predecessor
 from worker.sandbox.cgroups import Cgroups, detect
 from worker.sandbox.settings import SpawnerConfig
@@ -117,7 +117,7 @@ def launch(tmp_path: Path) -> Iterator[Launched]:
 
 def test_the_agent_has_no_privileges_and_drives_sandboxes(launch) -> None:
     process = launch("go")
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=DEADLINE_S)
     seen = json.loads(out)
     assert process.returncode == 7      # the agent's own
     assert seen["uid"] == 64000
@@ -136,18 +136,18 @@ def test_either_ones_death_ends_both(launch, victim: str) -> None:
     agent = json.loads(process.stdout.readline())["pid"]
     if victim == "agent":
         os.kill(agent, signal.SIGKILL)
-        assert process.wait(10) == 128 + signal.SIGKILL
+        assert process.wait(DEADLINE_S) == 128 + signal.SIGKILL
         return
     process.kill()
-    process.communicate(timeout=10)     # ends when the agent, which holds the other end of the pipe, is gone as well
-    launch("go").communicate(timeout=20)    # the next incarnation sweeps the groups
+    process.communicate(timeout=DEADLINE_S)     # ends when the agent, who holds the pipe's other end, is gone too
+    launch("go").communicate(timeout=DEADLINE_S)    # the next incarnation sweeps the groups
 
 
 def test_sigterm_reaches_the_agent(launch) -> None:
     process = launch("stay")
     process.stdout.readline()
     process.terminate()
-    assert process.wait(10) == 128 + signal.SIGTERM
+    assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM
 
 
 def test_a_virtual_environment_behind_a_symbolic_link_is_found(launch, tmp_path: Path) -> None:
@@ -157,20 +157,20 @@ def test_a_virtual_environment_behind_a_symbolic_link_is_found(launch, tmp_path:
     (tmp_path / "checkout" / "venv").symlink_to("../shared")
     launch.change(agent_readable=(str(tmp_path / "checkout"),))
     process = launch("go", python=str(tmp_path / "checkout" / "venv" / "bin" / "python"))
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 7
     assert json.loads(out)["own"]
 
 
 @pytest.mark.parametrize("state", ["stopped", "going on"])
 def test_without_authority_everything_ends_whatever_the_agent_does(launch, state: str) -> None:
-    """Authority of half a second, timeouts of one, a grace of one: nobody is asked, and nothing is left."""
-    process = launch("stay", authority_s=0.5)
+    """Authority of a few seconds, timeouts of one, a grace of one: nobody is asked, and nothing is left."""
+    process = launch("stay", authority_s=4.0)   # within which the agent has to make its sandbox
     agent = json.loads(process.stdout.readline())["pid"]
     if state == "stopped":
         os.kill(agent, signal.SIGSTOP)
     assert sandboxes_of(launch.config.name)
-    assert process.wait(10) == 128 + signal.SIGKILL
+    assert process.wait(DEADLINE_S) == 128 + signal.SIGKILL
     assert left_behind(launch.config.name) == []
     assert predecessor._started(agent) is None
 
@@ -195,14 +195,14 @@ def test_a_new_incarnation_begins_when_the_older_one_and_its_sandboxes_are_gone(
             os.kill(pid, number)
     newer = launch("stay")
     assert json.loads(newer.stdout.readline())["pid"] != agent, "it created a sandbox of the same name"
-    assert older.wait(5) in {-signal.SIGKILL, 128 + signal.SIGKILL}
+    assert older.wait(DEADLINE_S) in {-signal.SIGKILL, 128 + signal.SIGKILL}
     assert not [pid for pid in {agent, *inside} if predecessor._started(pid) is not None]
     left = {int(pid) for group in sandboxes_of(launch.config.name)
             for pid in (group / "cgroup.procs").read_text().split()}
     assert left
     assert not left & inside
     newer.terminate()
-    assert newer.wait(10) == 128 + signal.SIGTERM
+    assert newer.wait(DEADLINE_S) == 128 + signal.SIGTERM
 
 
 def test_a_predecessor_of_another_boot_or_of_a_reused_pid_is_left_alone(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.sandbox.conftest import Ground, left_behind, loops_of, missing, start_ground
+from tests.sandbox.conftest import DEADLINE_S, Ground, left_behind, loops_of, missing, start_ground
 from worker.sandbox.driver import CodeMissing, InvalidEntrypoint, SandboxFault, SandboxGone, SandboxSpec
 
 BOOTSTRAP = """#!/bin/sh
@@ -73,10 +74,10 @@ async def test_kill_ends_everything_but_tmp(ground: Ground) -> None:
         "open('/tmp/kept', 'w').write('here')\n"
         "subprocess.Popen(['sh', '-c', 'trap \"\" TERM; while true; do sleep 1; done'], start_new_session=True)"
     )
+    await asyncio.wait_for(made.waiting.get(), DEADLINE_S)  # or its last question would be taken for the next one's
     await made.sandbox.kill()
     ending = await made.sandbox.exited()
     assert ending.signal == signal.SIGKILL
-    made.waiting = asyncio.Queue()
     await made.start()
     out = await made.probe(
         "import os; out = [open('/tmp/kept').read(), [p for p in os.listdir('/proc') if p.isdigit()]]")
@@ -171,7 +172,7 @@ async def test_death_of_the_agent_takes_everything_away(ground: Ground) -> None:
     await made.probe("out = 1")
     # What a killed agent's socket looks like to the spawner.
     ground.driver._channel.shutdown(2)
-    assert await asyncio.to_thread(ground.process.wait, 10) == 0
+    assert await asyncio.to_thread(ground.process.wait, DEADLINE_S) == 0
     assert left_behind(ground.config.name) == []
     assert loops_of(ground.config) == []
 
@@ -179,7 +180,8 @@ async def test_death_of_the_agent_takes_everything_away(ground: Ground) -> None:
 async def test_a_spawners_death_ends_every_sandbox_and_the_next_one_sweeps(tmp_path: Path) -> None:
     if missing():
         pytest.skip(f"sandboxes need {missing()}")
-    first = await start_ground(tmp_path / "state", name="test-swept")
+    name = f"test-swept-{os.getpid()}"
+    first = await start_ground(tmp_path / "state", name)
     made = await first.running()
     await made.probe("out = 1")
     pids = _children(first.process.pid)
@@ -187,18 +189,18 @@ async def test_a_spawners_death_ends_every_sandbox_and_the_next_one_sweeps(tmp_p
     waiter = asyncio.create_task(made.sandbox.exited())
     first.process.kill()
     with pytest.raises(SandboxGone):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await waiter
     assert first.driver.ended
     await first.driver.close()
-    await asyncio.to_thread(first.process.wait, 5)
-    second = await start_ground(tmp_path / "state", name="test-swept")
+    await asyncio.to_thread(first.process.wait, DEADLINE_S)
+    second = await start_ground(tmp_path / "state", name)
     assert not [pid for pid in pids if _alive(pid)]
-    assert list(Path("/sys/fs/cgroup").glob("*/labda-test-swept/*/")) == []
+    assert list(Path("/sys/fs/cgroup").glob(f"*/labda-{name}/*/")) == []
     assert await second.driver.has_code(made.sandbox.spec.code)
     await second.driver.close()
-    assert await asyncio.to_thread(second.process.wait, 5) == 0
-    assert left_behind("test-swept") == []
+    assert await asyncio.to_thread(second.process.wait, DEADLINE_S) == 0
+    assert left_behind(name) == []
     assert loops_of(first.config) == []
 
 

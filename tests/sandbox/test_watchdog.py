@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox.conftest import left_behind, missing, start_ground
+from tests.sandbox.conftest import DEADLINE_S, left_behind, missing, start_ground
 from worker.sandbox.driver import SandboxFault
 from worker.sandbox.linux import Alarm, boottime
 from worker.sandbox.watchdog import AHEAD_S_MAX, GRACE_S_MAX, Watchdog
@@ -55,7 +55,7 @@ def test_the_alarm_rings_when_it_was_set_to_last() -> None:
         begun = boottime()
         alarm.set(begun + 100.0)
         alarm.set(begun + 0.05)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + DEADLINE_S
         while True:
             try:
                 rang = os.read(alarm.fd, 8)
@@ -74,22 +74,23 @@ async def test_a_spawner_creates_nothing_without_authority(tmp_path: Path) -> No
     """And an agent that goes on asking, without pause, doesn't keep it from destroying what there is."""
     if missing():
         pytest.skip(f"sandboxes need {missing()}")
-    name = "test-authority"
-    ground = await start_ground(tmp_path / "state", name, authority_s=1.0, timeout_cap_s=2.0)
+    name = f"test-authority-{os.getpid()}"
+    # Time enough on a busy machine: for a sandbox while there is authority, for a question to it until all are gone.
+    ground = await start_ground(tmp_path / "state", name, authority_s=4.0, timeout_cap_s=6.0)
     try:
         made = await ground.running()
         assert await made.probe("out = 1") == 1
         begun = time.monotonic()
         with pytest.raises(SandboxFault, match="start authority ended") as refused:
-            await create_until(ground, begun + 15.0)
+            await create_until(ground, begun + DEADLINE_S)
         assert refused.value.definite
         ended = ground.driver.ended
         assert not ended, "what is there stays as long as an invocation may run"
         assert await made.probe("out = 2") == 2
         while not ground.driver.ended:
-            assert time.monotonic() < begun + 20.0
+            assert time.monotonic() < begun + DEADLINE_S
             await asyncio.gather(*(asked(ground) for _ in range(200)))
-        assert await asyncio.to_thread(ground.process.wait, 5) == 0
+        assert await asyncio.to_thread(ground.process.wait, DEADLINE_S) == 0
         assert left_behind(name) == []
     finally:
         await ground.driver.close()

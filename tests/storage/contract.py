@@ -27,7 +27,7 @@ from tests.storage.worlds import LOG_CHANGES_MAX, BlobWorld, MetadataWorld
 
 T = TypeVar("T")
 
-WATCH_S = 10.0
+WATCH_S = 60.0
 
 
 async def first_changes(store: MetadataStore, prefix: str, *, after: int, count: int) -> list[Change]:

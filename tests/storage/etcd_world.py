@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from chassis.certificates import Tls
@@ -13,6 +13,9 @@ from storage.etcd import EtcdMetadata, EtcdSettings
 from storage.interfaces import MetadataStore
 from tests.storage.servers import EtcdTrio, Proxy
 from tests.storage.worlds import LOG_CHANGES_MAX, ManualClock
+
+PATIENT_S = 30.0
+IMPATIENT_S = 2.0
 
 _numbers = itertools.count()
 
@@ -38,10 +41,13 @@ class EtcdWorld:
         self._stores: list[MetadataStore] = []
         self._proxies: dict[MetadataStore, list[Proxy]] = {}
 
-    def metadata(self, *, short_log: bool = False, answer_s: float = 2.0, drift_s: float = 0.0) -> EtcdMetadata:
+    def metadata(
+        self, *, short_log: bool = False, attempt_s: float = PATIENT_S / 3, drift_s: float = 0.0
+    ) -> EtcdMetadata:
+        """``attempt_s``: after how long another member is asked; short where one is made to be silent."""
         proxies = [Proxy(address) for address in self._trio.addresses]
         settings = EtcdSettings(
-            root=self.root, answer_s=answer_s, attempt_s=min(answer_s / 3, 1.0), page_records=3, drift_s=drift_s,
+            root=self.root, answer_s=PATIENT_S, attempt_s=attempt_s, page_records=3, drift_s=drift_s,
             behind_max=LOG_CHANGES_MAX if short_log else 4096,
         )
         kind = ShortLog if short_log else EtcdMetadata
@@ -49,6 +55,18 @@ class EtcdWorld:
         self._stores.append(store)
         self._proxies[store] = proxies
         return store
+
+    @contextlib.contextmanager
+    def impatient(self, store: MetadataStore) -> Iterator[None]:
+        """While nobody can answer it, that is found out soon. Otherwise members of a busy machine have their time."""
+        assert isinstance(store, EtcdMetadata)
+        members = store._members
+        patient = (members._answer_s, members._attempt_s)
+        members._answer_s, members._attempt_s = IMPATIENT_S, IMPATIENT_S / 3
+        try:
+            yield
+        finally:
+            members._answer_s, members._attempt_s = patient
 
     @contextlib.asynccontextmanager
     async def lost_answers(self, store: MetadataStore, *, members: int = 3) -> AsyncIterator[None]:
@@ -65,7 +83,8 @@ class EtcdWorld:
 
         store._members.ask = lose  # type: ignore[method-assign]
         try:
-            yield
+            with self.impatient(store) if members == 3 else contextlib.nullcontext():
+                yield
         finally:
             store._members.ask = ask  # type: ignore[method-assign]
             self._restore(store)
@@ -74,7 +93,8 @@ class EtcdWorld:
     async def out_of_reach(self, store: MetadataStore) -> AsyncIterator[None]:
         for proxy in self._proxies[store]:
             proxy.refuse()
-        yield
+        with self.impatient(store):
+            yield
         self._restore(store)
 
     def _restore(self, store: MetadataStore) -> None:

@@ -24,11 +24,12 @@ from protos.etcd_rpc import RANGE
 from storage.faults import StorageFault
 from storage.members import Ports, etcd_arguments, nats_configuration
 from storage.nats_client import NatsClient, NatsSettings
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / ".stores" / "bin"
 LOOPBACK = "127.0.0.1"
-START_S = 30.0
+START_S = 60.0
 AZS = ("az1", "az2", "az3")
 
 
@@ -41,12 +42,6 @@ def program(name: str) -> Path:
     return path
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Authorities:
@@ -192,7 +187,7 @@ class EtcdTrio(Trio):
         channel = connect_foreign(f"{LOOPBACK}:{self.ports[name].client}", tls, name=name)
         try:
             # Something that needs a leader: a read of nothing.
-            await channel.call(RANGE, RangeRequest(key=b"any", count_only=True), timeout_s=1.0)
+            await channel.call(RANGE, RangeRequest(key=b"any", count_only=True), timeout_s=5.0)
         except Fault as fault:
             return fault.code is FaultCode.DENIED or "user name" in fault.message
         finally:
@@ -217,7 +212,7 @@ class NatsTrio(Trio):
         """Whether JetStream has a leader, as this member sees it."""
         client = NatsClient(
             [f"{LOOPBACK}:{self.ports[name].client}"], self.authorities.client("operator"),
-            NatsSettings(answer_s=1.0, attempt_s=0.5),
+            NatsSettings(answer_s=5.0, attempt_s=2.0),
         )
         try:
             return "error" not in await client.api("INFO", {}, until=client.until())

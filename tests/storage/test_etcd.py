@@ -53,8 +53,10 @@ class TestLease(contract.LeaseContract): ...
 
 
 def store_of(trio: EtcdTrio, user: str, *, authorities: Authorities | None = None) -> EtcdMetadata:
+    """For strangers it is in vain: they find that out soon."""
     tls = (authorities or trio.authorities).client(user)
-    return EtcdMetadata(trio.addresses, tls, SystemClock(), EtcdSettings(answer_s=3.0, attempt_s=0.5))
+    settings = EtcdSettings(answer_s=3.0, attempt_s=0.5) if authorities else EtcdSettings(answer_s=30.0, attempt_s=10.0)
+    return EtcdMetadata(trio.addresses, tls, SystemClock(), settings)
 
 
 KEYS = {
@@ -154,7 +156,7 @@ async def test_a_member_may_go_and_nothing_acknowledged_is_lost(
     trio: EtcdTrio, world: EtcdWorld, fault: str, member: int
 ) -> None:
     """Whichever it is: one of the three leads."""
-    store, watcher = world.metadata(answer_s=6.0), world.metadata(answer_s=6.0)
+    store, watcher = world.metadata(attempt_s=1.0), world.metadata(attempt_s=1.0)
     name = trio.names[member]
     start = (await store.list("")).revision
     written: list[int] = []
@@ -190,9 +192,9 @@ async def test_a_member_may_go_and_nothing_acknowledged_is_lost(
 
 
 async def test_without_a_majority_a_write_is_refused_for_certain(trio: EtcdTrio, world: EtcdWorld) -> None:
-    store = world.metadata(answer_s=2.0)
+    store = world.metadata()
     await store.put("a", b"1", expected=0)
-    with trio.paused(*trio.names[:2]):
+    with trio.paused(*trio.names[:2]), world.impatient(store):
         # The first one may be on its way when the majority goes. From then on nothing is sent that may get lost.
         with contextlib.suppress(OutcomeUnknown, StoreUnavailable):
             await store.put("first", b"", expected=0)
@@ -211,7 +213,7 @@ async def test_without_a_majority_a_write_is_refused_for_certain(trio: EtcdTrio,
 
 async def test_a_member_that_lost_its_disk_is_replaced(trio: EtcdTrio, world: EtcdWorld) -> None:
     """As docs say: out, and in again as a new member, never with its old id."""
-    store, name = world.metadata(answer_s=6.0), trio.names[2]
+    store, name = world.metadata(attempt_s=1.0), trio.names[2]
     revision = await store.put("a", b"before", expected=0)
     trio.kill(name)
     shutil.rmtree(trio.folder / name / "data")
@@ -231,7 +233,7 @@ async def test_a_member_that_lost_its_disk_is_replaced(trio: EtcdTrio, world: Et
 
 
 async def test_a_write_whose_answer_was_lost_is_recognised(world: EtcdWorld) -> None:
-    store = world.metadata(answer_s=3.0)
+    store = world.metadata(attempt_s=1.0)
     async with world.lost_answers(store, members=1):
         revision = await store.put("a", b"1", expected=0)
     record = await store.get("a")
@@ -244,7 +246,7 @@ async def test_a_write_whose_answer_was_lost_is_recognised(world: EtcdWorld) -> 
 
 async def test_a_deletion_whose_answer_was_lost_is_not_claimed(world: EtcdWorld) -> None:
     """Somebody else may have deleted it: nothing is left to tell by."""
-    store = world.metadata(answer_s=3.0)
+    store = world.metadata(attempt_s=1.0)
     revision = await store.put("a", b"1", expected=0)
     async with world.lost_answers(store, members=1):
         with pytest.raises(OutcomeUnknown):
@@ -252,7 +254,7 @@ async def test_a_deletion_whose_answer_was_lost_is_not_claimed(world: EtcdWorld)
 
 
 async def test_a_lost_acknowledgement_is_given_again(world: EtcdWorld) -> None:
-    store = world.metadata(answer_s=3.0)
+    store = world.metadata(attempt_s=1.0)
     async with world.lost_answers(store, members=1):
         await store.acknowledge("frontend-1", 5, 10.0)
     assert [item.revision for item in await store.acknowledgements()] == [5]

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,8 @@ from storage.memory import MemoryBlobs, MemoryMetadata, calm
 from storage.sqlite import SqliteMetadata, SqliteSettings
 
 LOG_CHANGES_MAX = 16
+PATIENT_S = 30.0
+IMPATIENT_S = 0.5
 
 
 class ManualClock:
@@ -113,11 +115,21 @@ class SqliteWorld:
         self.blob_directory = directory / "blobs"
         self._stores: list[SqliteMetadata] = []
 
-    def metadata(self, *, short_log: bool = False, answer_s: float = 0.5) -> SqliteMetadata:
-        settings = SqliteSettings(answer_s=answer_s, log_changes_max=LOG_CHANGES_MAX if short_log else 4096)
+    def metadata(self, *, short_log: bool = False) -> SqliteMetadata:
+        settings = SqliteSettings(answer_s=PATIENT_S, log_changes_max=LOG_CHANGES_MAX if short_log else 4096)
         store = SqliteMetadata(self.path, self.clock, settings)
         self._stores.append(store)
         return store
+
+    @contextlib.contextmanager
+    def impatient(self, store: MetadataStore) -> Iterator[None]:
+        """While nothing can be written, that is found out soon. Otherwise a busy disk has its time."""
+        assert isinstance(store, SqliteMetadata)
+        store._writer._answer_s = IMPATIENT_S
+        try:
+            yield
+        finally:
+            store._writer._answer_s = PATIENT_S
 
     @contextlib.asynccontextmanager
     async def lost_answers(self, store: MetadataStore) -> AsyncIterator[None]:
@@ -131,7 +143,8 @@ class SqliteWorld:
 
         store._writer.connection.set_trace_callback(hang)
         try:
-            yield
+            with self.impatient(store):
+                yield
         finally:
             disk.set()  # the callback stays: to take it off would wait for the statement that waits in it
 
@@ -140,7 +153,8 @@ class SqliteWorld:
         """Another process holds the write lock."""
         with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            yield
+            with self.impatient(store):
+                yield
             other.execute("ROLLBACK")
 
     def blobs(self) -> FileBlobs:
@@ -156,7 +170,7 @@ class SqliteWorld:
             await store.close()
 
 
-async def eventually(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
     """Wait until `condition` holds; fail when it doesn't in time."""
     async with asyncio.timeout(within_s):
         while not condition():

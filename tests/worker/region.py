@@ -208,11 +208,18 @@ class Region:
         self.manager: Any = channel.stream(worker_rpc.MANAGE)
         await self.manager.send(Order(lease=1, adopt=Order.Adopt(manager="m1", lease=1, lasts_s=36000)))
         self.inventory = await self.news("inventory")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not any(message.HasField("renew") for message in self.ledger.heard):
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)  # the answer to that renewal is on its way
+            while True:
+                await asyncio.sleep(0.05)  # the answer to that renewal is on its way
+                if self.may_start():
+                    break
         self.client = await self.connect()
+
+    def may_start(self) -> bool:
+        """Whether the worker has heard that it has authority."""
+        return self.worker.agent.core.authority.missing(self.clock.monotonic()) == ""
 
     async def connect(self, node: str = "frontend-1") -> Client:
         channel = self.streams(caller("frontend", node)).connect(self.inventory.invoke_address, service="worker")

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,14 @@ from chassis.framed_network import FramedNetwork
 from chassis.grpc_network import GrpcNetwork
 from chassis.rpc import Caller
 from protos import worker_pb2, worker_rpc
+from tests.ports import free_port
 from tests.worker.region import Frame, Region, caller
 from tests.worker.test_native import ROOT, RUNTIME, archive, ready
 from worker.config import WorkerConfig
 
 pytestmark = pytest.mark.usefixtures("needs_root")
+
+DEADLINE_S = 60.0
 
 
 class ProcessRegion(Region):
@@ -61,14 +63,21 @@ class ProcessRegion(Region):
     async def __aexit__(self, *exc):
         if self.process.poll() is None:
             self.process.terminate()
-            await asyncio.to_thread(self.process.wait, 15)
+            await asyncio.to_thread(self.process.wait, DEADLINE_S)
         for server in self.servers:
             await server.close(0)
         shutil.rmtree(self.state)
 
+    @property
+    def trace(self) -> str:
+        return (self.state / "trace.ndjson").read_text()
+
+    def may_start(self) -> bool:
+        return '"type":"AuthorityRenewed"' in self.trace
+
     async def listening(self, address: str) -> None:
         host, port = address.split(":")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(DEADLINE_S):
             while self.process.poll() is None:
                 with contextlib.suppress(OSError):
                     _, writer = await asyncio.open_connection(host, int(port))
@@ -100,12 +109,6 @@ class ProcessRegion(Region):
         return next(int(pid) for pid in children if Path(f"/proc/{pid}/ns/pid").readlink() == own)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 async def region():
     if not (ROOT / ".runtimes" / RUNTIME).is_dir():
@@ -127,23 +130,25 @@ async def test_an_invoke_through_the_process_and_its_end(region):
 
     channel = region.network(caller("operator")).connect(region.address, service="worker")
     request = worker_pb2.LogsRequest(account="000000000000", function="hello")
-    lines = [line async for answer in channel.fetch(worker_rpc.LOGS, request, timeout_s=5) for line in answer.lines]
+    lines = [line async for answer in channel.fetch(worker_rpc.LOGS, request, timeout_s=30) for line in answer.lines]
     await channel.close()
     assert [line.message.split(" ")[0] for line in lines] == [
         "INIT_START", "START", "run", "END", "REPORT", "START", "run", "END", "REPORT"
     ]
 
     region.process.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(region.process.wait, 15) == 0
+    assert await asyncio.to_thread(region.process.wait, DEADLINE_S) == 0
     assert any(message.HasField("leave") for message in region.ledger.heard)
-    assert (region.state / "trace.ndjson").read_text().count('"type":"StartAsked"') == 2
+    assert region.trace.count('"type":"StartAsked"') == 2
     assert not list(Path("/sys/fs/cgroup").glob(f"**/labda-test-{os.getpid()}-*"))
 
 
 async def test_sigterm_lets_what_runs_finish(region):
-    await ready(region, "sleep", timeout_s=10)
+    await ready(region, "sleep")
     await region.client.send(Frame(invocation="i1", start=region.start(payload=b"1")))
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(DEADLINE_S):
+        while '"type":"StartInvocation"' not in region.trace:
+            await asyncio.sleep(0.01)
     region.process.send_signal(signal.SIGTERM)
     assert (await region.client.answer("i1")).json == "slept"
-    assert await asyncio.to_thread(region.process.wait, 15) == 0
+    assert await asyncio.to_thread(region.process.wait, DEADLINE_S) == 0

@@ -56,7 +56,7 @@ class Http:
         self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
 
     async def receive(self):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {}
             for line in head[1:-2]:
@@ -74,7 +74,7 @@ class Http:
         return status, json.loads(answer)["errorType"]
 
     async def is_closed(self):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             with contextlib.suppress(ConnectionError):
                 return await self.reader.read() == b""
             return True
@@ -105,7 +105,7 @@ async def api():
 
 async def given_an_event(session, http, *, streaming=False, event=EVENT):
     http.send("GET", f"{INVOCATION}/next")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not session.ready:
             await asyncio.sleep(0.001)
     session.deliver(event, streaming=streaming)
@@ -228,7 +228,7 @@ async def test_malformed_requests_end_their_connection(api, request_bytes):
     session, heard, dial = api
     http, other = await dial(), await dial()
     http.writer.write(request_bytes)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with contextlib.suppress(ConnectionError):
             assert b"HTTP/1.1 400 " in await http.reader.read()
     assert (await other.ask("GET", "/2018-06-01/ping"))[0] == 200
@@ -268,7 +268,7 @@ async def test_a_request_behind_a_waiting_next_ends_the_connection(api):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
