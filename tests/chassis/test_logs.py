@@ -40,7 +40,7 @@ def test_a_full_disk_loses_lines_and_no_process(tmp_path):
             turn(process)
             disk.empty()
             turn(process)
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
             assert process.returncode == 0
         finally:
             process.kill()

@@ -147,7 +147,7 @@ async def ask(address: str, request: bytes) -> tuple[str, dict[str, str], str]:
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             answer = (await reader.read()).decode()
     finally:
         writer.close()
@@ -241,13 +241,13 @@ async def test_a_head_without_an_end_is_cut_off() -> None:
 
 
 async def test_who_holds_connections_open_shuts_out_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chassis.metrics_server.REQUEST_S", 0.5)
+    monkeypatch.setattr("chassis.metrics_server.REQUEST_S", 2.0)
     async with served(some()[0]) as address:
         host, port = address.split(":")
         held = [await asyncio.open_connection(host, int(port)) for _ in range(CONNECTIONS_MAX)]
         try:
             assert await cut_off(address, get())
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while await cut_off(address, get()):
                 assert time.monotonic() < deadline, "still shut out"
                 await asyncio.sleep(0.05)
@@ -280,7 +280,7 @@ SCRAPER = Caller(service="operator", node="operator", az="az1", host="operator")
 async def scraped(address: str, tls: Tls, *, name: str = "frontend-az1-1.frontend.labda") -> str:
     """The status line; empty where the connection was ended instead."""
     port = int(address.rpartition(":")[2])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         try:
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", port, ssl=tls_contexts.dialling(tls), server_hostname=name
@@ -335,7 +335,7 @@ async def test_handshakes_that_never_end_shut_out_nobody() -> None:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS_MAX + 4)]
         try:
             assert await scraped(address, ROOT.issue(SCRAPER)) == "HTTP/1.1 200 OK"
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 for reader, _ in held[:5]:      # the oldest gave way, to each other and to the scraper
                     with contextlib.suppress(ConnectionError):
                         assert await reader.read() == b""

@@ -74,7 +74,7 @@ def handlers() -> Handlers:
 
 async def echoes(stream, number: int) -> None:
     """Raises Fault when the stream is broken."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await stream.send(counting_pb2.FrontendMessage(sequence=number))
         answer = await stream.receive()
     assert answer is not None
@@ -103,7 +103,7 @@ async def broken(stream) -> None:
 async def refused(channel) -> Fault:
     """Sends nothing: gRPC in Python may lose a call's status to a message that it can no longer send."""
     stream = channel.stream(counting_rpc.FRONTEND)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(Fault) as caught:
             await stream.receive()
     await channel.close()
@@ -133,7 +133,7 @@ async def test_what_runs_goes_on_while_certificates_are_renewed_and_expire(regio
 
     async def call():
         while time.monotonic() < until:
-            answer = await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=5)
+            answer = await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=60)
             assert answer.account_limit == 1
             done["called"] += 1
             await asyncio.sleep(0.002)
@@ -177,7 +177,7 @@ async def test_an_older_connection_closes_when_its_last_stream_is_over(region):
 
 
 async def fewer_connections(address: str, number: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while connections(address) > number:
             await asyncio.sleep(0.02)
     assert connections(address) == number
@@ -265,7 +265,7 @@ async def test_a_revoked_node_is_refused_and_its_streams_are_cut(region, kind):
     await echoes(stream, 1)
     await echoes(others, 1)
     serving.revoked.add({FRONTEND.node: 1})
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         with pytest.raises(Fault, match="was revoked") as caught:
             await stream.receive()
     assert (caught.value.code, caught.value.definite) == (FaultCode.DENIED, True)
@@ -289,7 +289,7 @@ async def test_what_a_revoked_placement_signed_is_refused_and_cut(region, kind):
     for stream in streams:
         await echoes(stream, 1)
     serving.revoked.add({"placement-az1": 1})
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         with pytest.raises(Fault, match="issued by placement-az1"):
             await streams[0].receive()
     assert (await refused(channels[0])).code is FaultCode.DENIED
@@ -303,15 +303,15 @@ async def test_calls_and_fetches_of_a_revoked_node_end_too(region):
     network = GrpcNetwork(serving)
     server = await network.serve("127.0.0.1:0", handlers())
     channel = GrpcNetwork(region.credentials(FRONTEND)).connect(server.address, service="counting")
-    await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=5)
+    await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=60)
     fetching = GrpcNetwork(region.credentials(WORKER)).connect(server.address, service="counting")
-    chunks = fetching.fetch(frontend_rpc.FETCH, frontend_pb2.FetchRequest(), timeout_s=30)
+    chunks = fetching.fetch(frontend_rpc.FETCH, frontend_pb2.FetchRequest(), timeout_s=120)
     assert (await anext(chunks)).data == b"first"
     network.revoke({FRONTEND.node: 1, WORKER.node: 1})
     for broken in (
-        anext(chunks), channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=5),
+        anext(chunks), channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=60),
     ):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             with pytest.raises(Fault, match="was revoked"):
                 await broken
     for each in (channel, fetching):
@@ -335,7 +335,7 @@ async def test_a_revoked_node_that_does_not_read_is_cut_all_the_same(region, kin
     server = await kind(serving).serve("127.0.0.1:0", made)
     channel = kind(region.credentials(FRONTEND)).connect(server.address, service="counting")
     stream = channel.stream(counting_rpc.FRONTEND)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await stream.receive() is not None
         serving.revoked.add({FRONTEND.node: 1})
         await ended.wait()
@@ -353,7 +353,7 @@ async def test_streams_to_a_revoked_node_are_cut_by_who_dialled_it(region, kind)
     await echoes(stream, 1)
     reading = Tasks().start(stream.receive(), name="read")
     credentials.revoked.add({"counting-az1": 1})
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         with pytest.raises(Fault) as caught:
             await reading
     assert caught.value.code is FaultCode.CANCELLED

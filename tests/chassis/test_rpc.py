@@ -18,6 +18,7 @@ from chassis.grpc_network import GrpcNetwork, is_serving
 from chassis.memory_network import Fabric
 from chassis.rpc import Caller, Handlers, Network, Outbox, StreamNetwork, converse
 from protos import counting_pb2, counting_rpc, frontend_pb2, frontend_rpc, worker_pb2, worker_rpc
+from tests.ports import free_port
 
 FRONTEND = Caller(service="frontend", node="frontend-az1-1", az="az1", host="h1")
 COUNTING = Caller(service="counting", node="counting-az1", az="az1", host="h1")
@@ -81,10 +82,10 @@ async def serve_counting(network_of):
 async def test_unary_call_carries_the_caller_and_faults(network_of):
     server = await serve_counting(network_of)
     channel = network_of(FRONTEND).connect(server.address, service="counting", node="counting-az1")
-    answer = await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=5)
+    answer = await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=60)
     assert answer.account_limit == len(FRONTEND.node)
     with pytest.raises(Fault) as caught:
-        await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(account="refused"), timeout_s=5)
+        await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(account="refused"), timeout_s=60)
     assert (caught.value.code, caught.value.definite) == (FaultCode.NOT_FOUND, True)
     assert "no such account: refused" in caught.value.message
     await channel.close()
@@ -139,7 +140,7 @@ async def test_the_serving_side_cuts_a_peer_that_does_not_read(streams_of):
     server = await streams_of(COUNTING).serve("127.0.0.1:0", handlers)
     channel = streams_of(FRONTEND).connect(server.address, service="counting")
     stream = channel.stream(counting_rpc.FRONTEND)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         fault = await break_of(stream)
         await ended.wait()
     assert fault.code is FaultCode.CANCELLED
@@ -151,7 +152,7 @@ async def test_a_certificate_opens_only_the_calls_that_the_table_says(network_of
     server = await serve_counting(network_of)
     channel = network_of(WORKER).connect(server.address, service="counting")
     with pytest.raises(Fault) as caught:
-        await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=5)
+        await channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=60)
     assert caught.value.code is FaultCode.DENIED
     await channel.close()
     await server.close(0)
@@ -173,7 +174,7 @@ async def test_a_peer_of_another_service_or_node_is_refused_by_the_dialling_side
     for service, node in (("placement", ""), ("counting", "counting-az2")):
         channel = streams_of(FRONTEND).connect(server.address, service=service, node=node)
         with pytest.raises(Fault):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await channel.stream(counting_rpc.FRONTEND).receive()
         await channel.close()
     await server.close(0)
@@ -192,11 +193,11 @@ async def test_fetch_streams_down(network_of):
     server = await network_of(FRONTEND).serve("127.0.0.1:0", handlers)
     channel = network_of(WORKER).connect(server.address, service="frontend")
     request = frontend_pb2.FetchRequest()
-    got = [chunk.data async for chunk in channel.fetch(frontend_rpc.FETCH, request, timeout_s=5)]
+    got = [chunk.data async for chunk in channel.fetch(frontend_rpc.FETCH, request, timeout_s=60)]
     assert [len(data) for data in got] == [1000] * 5
     request.ticket.sha256 = "bad"
     with pytest.raises(Fault, match="ticket expired"):
-        [chunk async for chunk in channel.fetch(frontend_rpc.FETCH, request, timeout_s=5)]
+        [chunk async for chunk in channel.fetch(frontend_rpc.FETCH, request, timeout_s=60)]
     await channel.close()
     await server.close(0)
 
@@ -262,7 +263,7 @@ async def test_a_hung_worker_is_noticed(authority, tmp_path, kind):
             await stream.send(worker_pb2.InvokeFrames())
             os.kill(process.pid, signal.SIGSTOP)
             with pytest.raises(Fault):
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(60):
                     await stream.receive()
             await channel.close()
         finally:
@@ -283,7 +284,7 @@ async def test_a_stream_that_its_own_side_cuts_is_a_fault_to_who_uses_it(streams
     reading = asyncio.ensure_future(stream.receive())
     await asyncio.sleep(0)
     stream.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(Fault):
             await reading
         with pytest.raises(Fault):
@@ -307,6 +308,32 @@ async def test_who_waits_for_a_stream_can_still_be_cancelled(streams_of):
         await reading
     await channel.close()
     await server.close(0.0)
+
+
+async def test_who_dials_in_vain_again_and_again_can_be_cancelled_at_any_moment(streams_of):
+    """As everybody does while a placement starts anew. gRPC kept one cancellation of thirty for itself, of those that
+    came while a call began: the task dialled on, and whoever waited for its end waited for ever."""
+    network, address = streams_of(FRONTEND), f"127.0.0.1:{free_port()}"
+
+    async def follow():
+        while True:
+            channel = network.connect(address, service="worker")
+            stream = channel.stream(worker_rpc.INVOKE)
+            try:
+                await stream.receive()
+            except Fault:
+                pass    # nobody listens there
+            finally:
+                stream.cancel()
+                await channel.close()
+            await asyncio.sleep(0.0005)
+
+    for number in range(400):
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(number % 100 * 0.0001)
+        following.cancel()
+        ended, _ = await asyncio.wait({following}, timeout=60)
+        assert ended, f"the {number}th goes on"
 
 
 # ---------------------------------------------------------------- what only the framed network has to prove
@@ -371,7 +398,7 @@ async def test_who_does_not_speak_the_framed_protocol_is_cut(authority):
     host, port = server.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"GET / HTTP/1.1\r\n\r\n")  # no TLS at all
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await reader.read() == b"" or reader.at_eof()
     writer.close()
     others = Credentials.fixed(Authority.create().issue(FRONTEND))
@@ -386,7 +413,7 @@ async def test_who_does_not_speak_the_framed_protocol_is_cut(authority):
     wire: Any = stream
     wire.connection.write(b"\x02\xff\xff\xff")  # a message of 16 MiB is announced
     with pytest.raises(Fault):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await stream.receive()
     await channel.close()
     await server.close(0)

@@ -3,6 +3,7 @@
 Owns the process and the looking for what it left behind. Every wait has a deadline.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
 
 from labda.children import parent
 from labda.commands.status import collect
@@ -31,8 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 REGION = "us-east-1"
 ROLE = "arn:aws:iam::000000000000:role/tests"
 RUNTIME = f"python3.{sys.version_info.minor}"
-START_S = 60.0
-SETTLE_S = 15.0
+START_S = 60.0      # for a command, and for the end of a cluster
+SETTLE_S = 60.0     # no claim: what has to happen at all may take so long on a machine that has more to do
+HEALED_S = 120.0    # a process that was killed again and again is started after 30 s at most, and then has to start
 Seen = TypeVar("Seen")
 # One attempt: a test sees what the first request got.
 ONCE = Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=60, max_pool_connections=64)
@@ -133,12 +136,21 @@ class Cluster:
         logs = sorted((self.root / "logs").glob("*.log"))
         return "\n".join(f"--- {log.stem}\n" + "\n".join(log.read_text().splitlines()[-5:]) for log in logs)
 
-    def labda(self, *arguments: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
+    def labda(
+        self, *arguments: str, stdin: str | None = None, timeout_s: float = START_S
+    ) -> "subprocess.CompletedProcess[str]":
         """Runs the command on this cluster."""
         return subprocess.run(
             [sys.executable, "-m", "labda", *arguments, "--state", str(self.root)], cwd=ROOT, capture_output=True,
-            text=True, timeout=START_S, check=False, input=stdin or "",
+            text=True, timeout=timeout_s, check=False, input=stdin or "",
         )
+
+    def told(self, *arguments: str) -> Any:
+        """What a command that only looks says with ``--json``, once it finds who can answer it."""
+        def answer() -> str:
+            said = self.labda(*arguments, "--json")
+            return said.stdout if said.returncode == 0 else ""
+        return json.loads(until_some(answer, f"labda {' '.join(arguments)} is answered"))
 
     def environment(self) -> dict[str, str]:
         """What ``eval "$(labda env)"`` sets."""
@@ -146,8 +158,19 @@ class Cluster:
         return dict(line.removeprefix("export ").replace("''", "").split("=", 1) for line in lines)
 
     def status(self) -> dict[str, Any]:
-        """What ``labda status --json`` prints. Raises Refusal while nobody answers."""
-        return self.operator.run(collect(State(self.root)))
+        """What ``labda status --json`` prints, once somebody leads the ledger and answers for placement."""
+        def whole() -> dict[str, Any]:
+            report = self.operator.run(collect(State(self.root)))
+            return report if report["pools"] is not None else {}
+        return until_some(whole, "the cluster says how it is")
+
+    def function(self, name: str) -> dict[str, Any]:
+        """Its row of the report, once a frontend answers with what there is."""
+        return until_some(lambda: _named(self.status()["functions"], "name", name), f"{name} is told of")
+
+    def pool(self, name: str) -> dict[str, Any]:
+        """The function's own, likewise."""
+        return until_some(lambda: _named(self.status()["pools"], "function", name), f"the pool of {name} is told of")
 
     def processes(self, service: str) -> list[dict[str, Any]]:
         return [process for process in self.status()["processes"] if process["service"] == service]
@@ -178,7 +201,7 @@ class Cluster:
                 node["health"] == "serving" and pids.get(node["node"]) in {node["pid"], parent(node["pid"])}
                 for node in nodes
             )
-        until(healthy, "all processes serve again", timeout_s=SETTLE_S * 3)
+        until(healthy, "all processes serve again", timeout_s=HEALED_S)
 
 
 class Functions:
@@ -191,17 +214,20 @@ class Functions:
     def make(self, source: str, *, handler: str = "app.handler", name: str = "", **settings: Any) -> str:
         """Creates one from the source of ``app.py`` and returns its name once it serves."""
         name = name or f"f-{uuid.uuid4().hex[:12]}"
-        fields: dict[str, Any] = {"Runtime": RUNTIME, "Timeout": 10, **settings}
+        fields: dict[str, Any] = {"Runtime": RUNTIME, "Timeout": 30, **settings}
         self._names.append(name)
-        self.client.create_function(
-            FunctionName=name, Role=ROLE, Handler=handler, Code={"ZipFile": archive({"app.py": source})}, **fields
-        )
+        with contextlib.suppress(self.client.exceptions.ResourceConflictException):  # an attempt's answer was lost
+            answered(
+                self.client.create_function, FunctionName=name, Role=ROLE, Handler=handler,
+                Code={"ZipFile": archive({"app.py": source})}, **fields,
+            )
         self.settle(name)
         return name
 
     def settle(self, name: str) -> None:
+        """Until the newest revision serves; whichever frontend is asked has heard of it by then."""
         def settled() -> bool:
-            found = self.client.get_function_configuration(FunctionName=name)
+            found = answered(self.client.get_function_configuration, FunctionName=name)
             return bool(found["State"] == "Active" and found["LastUpdateStatus"] == "Successful")
         until(settled, f"{name} serves")
 
@@ -210,10 +236,8 @@ class Functions:
 
     def close(self) -> None:
         for name in self._names:
-            try:
-                self.client.delete_function(FunctionName=name)
-            except self.client.exceptions.ResourceNotFoundException:
-                continue  # the test deleted it
+            with contextlib.suppress(self.client.exceptions.ResourceNotFoundException):  # the test deleted it
+                answered(self.client.delete_function, FunctionName=name)
 
 
 @dataclass(frozen=True)
@@ -225,10 +249,46 @@ class Result:
     response: Mapping[str, Any]
 
 
+def answered(operation: Callable[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
+    """What a client's operation answers, asked again where nobody did: who would have may just have been killed.
+
+    For what is not a test's matter, and may be done twice.
+    """
+    def answer() -> dict[str, Any]:
+        try:
+            return operation(**parameters)
+        except (ConnectTimeoutError, EndpointConnectionError, HTTPClientError):
+            return {}
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+                raise
+            return {}
+    return until_some(answer, f"{operation.__name__} is answered")
+
+
 def call(client: Any, name: str, event: Any = None, **parameters: Any) -> Result:
     response = client.invoke(FunctionName=name, Payload=json.dumps(event), **parameters)
     body = response["Payload"].read()
     return Result(json.loads(body) if body else None, response.get("FunctionError"), response)
+
+
+def served(client: Any, name: str, event: Any = None) -> "Result":
+    """The outcome of an invocation, asked for again while it is throttled or nobody answers.
+
+    A permit is free again only after the answer, when the sandbox has ended its work.
+    """
+    def outcome() -> Result | None:
+        try:
+            return call(client, name, event)
+        except (ConnectTimeoutError, EndpointConnectionError, HTTPClientError):
+            return None
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in {429, 503}:
+                raise
+            return None
+    found = until_some(outcome, f"{name} serves", timeout_s=HEALED_S)
+    assert found is not None, "the first that is something"
+    return found
 
 
 def archive(files: Mapping[str, str | bytes]) -> bytes:
@@ -263,6 +323,10 @@ def until_some(look: Callable[[], Seen], what: str, *, timeout_s: float = SETTLE
             refusal = f" ({not_yet})"
         assert time.monotonic() - began < timeout_s, f"not within {timeout_s:g} s: {what}{refusal}"
         time.sleep(0.05)
+
+
+def _named(rows: Iterable[dict[str, Any]], member: str, name: str) -> dict[str, Any]:
+    return next((row for row in rows if row[member] == name), {})
 
 
 # ---------------------------------------------------------------- the host

@@ -61,6 +61,11 @@ def unread(address):
     return any(row[1] == local and row[3] == "01" and int(row[4].split(":")[1], 16) > 0 for row in rows)
 
 
+def is_alive(cluster, node):
+    """To the region: not silent for so long that it counts as dead."""
+    return any(process["health"] != "dead" for process in cluster.status()["processes"] if process["node"] == node)
+
+
 def refusal(client):
     """The code of the error that a client gets now; empty: none."""
     try:
@@ -170,8 +175,12 @@ def test_a_frontend_that_stood_still_while_a_key_was_revoked_refuses_it_too(clus
         os.kill(frontend["pid"], signal.SIGSTOP)
         try:
             revoked = cluster.labda("key", "revoke", key["access_key_id"])
-            assert revoked.returncode == 1
-            assert f"{frontend['node']} didn't say that the key is refused there" in revoked.stderr
+            # Who is silent for longer than the command took to start is dead to the region, and not asked.
+            if revoked.returncode == 0:
+                assert not is_alive(cluster, frontend["node"]), revoked.stdout
+            else:
+                assert revoked.returncode == 1
+                assert f"{frontend['node']} didn't say that the key is refused there" in revoked.stderr
             with ThreadPoolExecutor() as pool:
                 waiting = pool.submit(refusal, client)
                 until(lambda: unread(frontend["http"]), "the request is in the stopped frontend's socket")
@@ -192,7 +201,7 @@ def test_the_root_accounts_last_key_stays_and_another_takes_its_place(cluster):
     assert cluster.environment()["AWS_ACCESS_KEY_ID"] == made["access_key_id"]
     refused = cluster.labda("key", "revoke", made["access_key_id"])
     assert (refused.returncode, "the key that labda itself signs with" in refused.stderr) == (4, True)
-    assert cluster.labda("status").returncode == 0
+    until(lambda: cluster.labda("status").returncode == 0, "everything serves, by the command's word")
 
 
 def test_a_temporary_key_works_with_every_client_until_its_end(cluster, functions):
@@ -204,7 +213,7 @@ def test_a_temporary_key_works_with_every_client_until_its_end(cluster, function
     try:
         assert call(client, name).payload.endswith(f":{name}")
         url = client.generate_presigned_url("get_function_configuration", Params={"FunctionName": name})
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             assert json.load(answer)["FunctionName"] == name
         environment = {
             **os.environ, "AWS_ENDPOINT_URL": cluster.environment()["AWS_ENDPOINT_URL"],
@@ -214,7 +223,7 @@ def test_a_temporary_key_works_with_every_client_until_its_end(cluster, function
         }
         listed = subprocess.run(
             [sys.executable, "-m", "awscli", "lambda", "list-functions", "--query", "Functions[].FunctionName"],
-            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
         )
         assert listed.returncode == 0, listed.stderr
         assert name in listed.stdout

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from tests.cluster.cluster import archive
+from tests.cluster.cluster import archive, until
 
 GOOD = "def handler(event, context):\n    return 'good'\n"
 
@@ -63,11 +63,11 @@ def test_timeout(functions):
         "    mark.touch()\n"
         "    time.sleep(60)\n"
     )
-    name, result = failed(functions, source, Timeout=1)
+    name, result = failed(functions, source, Timeout=3)     # the next invoke starts the runtime anew within it
     identity = result.response["ResponseMetadata"]["RequestId"]
     assert result.payload == {
         "errorType": "Sandbox.Timedout",
-        "errorMessage": f"RequestId: {identity} Error: Task timed out after 1.00 seconds",
+        "errorMessage": f"RequestId: {identity} Error: Task timed out after 3.00 seconds",
     }
     assert "Status: timeout" in tail(result)
     assert functions.call(name, "look").payload is True  # the reset kept /tmp
@@ -110,9 +110,10 @@ def test_result_that_is_no_json(functions):
     assert result.payload["errorMessage"].startswith("Unable to marshal response:")
 
 
-def test_report_line(functions):
+def test_report_line(cluster, functions):
     name = functions.make(GOOD)
     cold = tail(functions.call(name, LogType="Tail"))
+    until(lambda: cluster.function(name)["running"] == 0, "its sandbox is idle")
     warm = tail(functions.call(name, LogType="Tail"))
     shape = (
         r"REPORT RequestId: [0-9a-f-]{36}\tDuration: \d+\.\d\d ms\tBilled Duration: (\d+) ms\tMemory Size: 128 MB"

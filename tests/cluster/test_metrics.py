@@ -4,13 +4,14 @@ import json
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from botocore.exceptions import ClientError
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cluster.cluster import call, until
+from tests.cluster.cluster import call, until, until_some
 
 APP = """
 import time
@@ -34,7 +35,7 @@ def targets(cluster):
 
 def get(url, accept="text/plain"):
     request = urllib.request.Request(url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         return answer.headers["Content-Type"], answer.read().decode()
 
 
@@ -57,6 +58,24 @@ def settled(targets):
 
     until(quiet, "nothing runs and no reservation lingers")
     return look(targets)
+
+
+MOVING = ("labda_worker_slots", "labda_manager_sandboxes", "labda_frontend_invokes_total", "labda_counting_leader",
+          "labda_counting_permits_limit", "labda_frontend_invoke_duration_seconds_count")
+
+
+def looked_at_twice(cluster, targets):
+    """The numbers, and the report of a time in which they stood still: sandboxes of other tests may still be going."""
+    def still():
+        sums, report = settled(targets), cluster.status()
+        after = settled(targets)
+        if any(sums[key] != after[key] for key in sums | after if key[0] in MOVING) or report["numbers"]["silent"]:
+            return None
+        there, known = (sum(v for k, v in sums.items() if k[0] == name) for name in MOVING[:2])
+        leaders = [process["node"] for process in report["processes"] if process["role"] == "leader"]
+        return (sums, report) if there == known and len(leaders) == sums["labda_counting_leader",] == 1 else None
+
+    return until_some(still, "the numbers stand still, and everybody tells the same ones")
 
 
 def test_every_process_is_a_target_and_serves_both_formats(cluster, targets):
@@ -97,11 +116,13 @@ def test_the_numbers_moved_by_what_was_done(cluster, targets, functions, client)
         return after[sample, *labels] - before[sample, *labels]
 
     throttle = "reason=ReservedFunctionConcurrentInvocationLimitExceeded"
+    # A worker that is silent for a second is routed around: then one of the four is cold elsewhere.
+    cold = moved("labda_frontend_invoke_duration_seconds_count", "start=cold")
+    assert cold in {1, 2}
     assert {
         "ok": moved("labda_frontend_invokes_total", "outcome=ok", "reason="),
         "error": moved("labda_frontend_invokes_total", "outcome=function_error", "reason=error"),
         "throttled": moved("labda_frontend_invokes_total", "outcome=throttled", throttle),
-        "cold": moved("labda_frontend_invoke_duration_seconds_count", "start=cold"),
         "warm": moved("labda_frontend_invoke_duration_seconds_count", "start=warm"),
         "in handlers of cold ones": moved("labda_frontend_cold_start_seconds_count", "phase=handler"),
         "HTTP 200": moved("labda_frontend_http_requests_total", "operation=Invoke", "status=200"),
@@ -116,9 +137,9 @@ def test_the_numbers_moved_by_what_was_done(cluster, targets, functions, client)
         "reserved cold": moved("labda_manager_reservations_total", "start=cold"),
         "proved by the ledger": moved("labda_counting_refusals_total", "reason=throttled"),
     } == {
-        "ok": 3, "error": 1, "throttled": 1, "cold": 1, "warm": 3, "in handlers of cold ones": 1, "HTTP 200": 4,
-        "HTTP 429": 1, "HTTP 404": 1, "HTTP 403": 1, "not proved": 1, "started": 4, "ended": 4, "made": 1,
-        "reserved cold": 1, "proved by the ledger": 1,
+        "ok": 3, "error": 1, "throttled": 1, "warm": 4 - cold, "in handlers of cold ones": cold, "HTTP 200": 4,
+        "HTTP 429": 1, "HTTP 404": 1, "HTTP 403": 1, "not proved": 1, "started": 4, "ended": 4, "made": cold,
+        "reserved cold": cold, "proved by the ledger": 1,
     }
 
 
@@ -126,9 +147,8 @@ def test_status_says_the_same(cluster, targets, functions, client):
     name = functions.make(APP)
     call(client, name, 0)
     client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=7)
-    sums, report = settled(targets), cluster.status()
+    sums, report = looked_at_twice(cluster, targets)
     numbers = report["numbers"]
-    assert numbers["silent"] == []
     for outcome, count in numbers["invokes"].items():
         assert count == sum(
             value for key, value in sums.items()
@@ -148,34 +168,49 @@ def test_status_says_the_same(cluster, targets, functions, client):
     assert ("labda_counting_permits_limit", "account=000000000000", f"function={name}", "kind=reserved") in sums
     [leader] = [process["node"] for process in report["processes"] if process["role"] == "leader"]
     assert numbers["ledger"]["leader"] == leader
-    assert sums["labda_counting_leader",] == 1
 
 
 def test_status_shows_what_runs_now(cluster, targets, functions, client):
-    name = functions.make(APP)
+    name = functions.make(APP, Timeout=60)
     settled(targets)
-    shown = cluster.labda("status").stdout
-    for word in ("invokes", "/s; ", "loop lag p99", "0 running", " leads in term "):
-        assert word in shown, shown
+    words = ("invokes", "/s; ", "loop lag p99", "0 running", " leads in term ")
+    until(lambda: not set(words) - found_in(cluster.labda("status").stdout, words), f"status shows {words}")
     with ThreadPoolExecutor(1) as pool:
-        runs = pool.submit(call, client, name, 6.0)
-        until(lambda: look(targets)["labda_worker_invocations_running",] == 1, "it runs", timeout_s=4)
-        running = cluster.status()["numbers"]["running"]
-        assert not runs.done(), "the look took longer than the run"
+        for seconds in (4.0, 10.0, 30.0):   # it is no claim that a look takes less than that
+            runs = pool.submit(call, client, name, seconds)
+            until(partial(runs_or_ran, targets, runs), "it runs")
+            running = cluster.status()["numbers"]["running"]
+            was_over = runs.done()
+            assert runs.result().error is None
+            if not was_over:
+                break
+        assert not was_over, "no look was shorter than its run"
         assert running == 1
-        assert runs.result().error is None
+
+
+def runs_or_ran(targets, run):
+    return run.done() or look(targets)["labda_worker_invocations_running",] == 1
+
+
+def found_in(text, words):
+    return {word for word in words if word in text}
 
 
 def test_the_command_prints_one_process_and_all(cluster, targets):
-    table = cluster.labda("metrics")
-    assert table.returncode == 0, table.stdout
-    assert len(table.stdout.splitlines()) == len(targets) + 1
+    table = until_some(lambda: answer_of(cluster, "metrics"), "everybody tells his numbers")
+    assert len(table.splitlines()) == len(targets) + 1
     node = next(node for node, (service, _) in targets.items() if service == "counting")
-    one = cluster.labda("metrics", "--node", node)
-    assert "# TYPE labda_counting_term gauge" in one.stdout
-    all_of_them = json.loads(cluster.labda("metrics", "--json").stdout)
+    one = until_some(lambda: answer_of(cluster, "metrics", "--node", node), "one tells his numbers")
+    assert "# TYPE labda_counting_term gauge" in one
+    all_of_them = cluster.told("metrics")
     assert {entry["node"] for entry in all_of_them} == set(targets)
     assert all(entry["error"] is None and entry["samples"] for entry in all_of_them)
     nobody = cluster.labda("metrics", "--node", "nobody")
     assert nobody.returncode == 2
     assert node in nobody.stderr
+
+
+def answer_of(cluster, *arguments):
+    """Empty while somebody who is asked doesn't answer in time."""
+    said = cluster.labda(*arguments)
+    return said.stdout if said.returncode == 0 else ""

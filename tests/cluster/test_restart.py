@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -83,8 +84,8 @@ def test_kill_9_of_the_supervisor_ends_everything(small):
     client.close()
     footprint = Footprint.of(small)
     assert small.stop(signal.SIGKILL) == -signal.SIGKILL
-    until(lambda: not small.family(), "its processes end by themselves", timeout_s=10)
-    assert not footprint.left(small)
+    until(lambda: not small.family(), "its processes end by themselves")
+    until(lambda: not footprint.left(small), "nothing is left of it")
     small.start(*SMALL)
     client = small.client()
     assert call(client, name).payload == "kept"
@@ -100,7 +101,8 @@ def test_detached(small):
     assert "ready in" in lines[0]
     assert lines[1].startswith("deployed   hello (python3.")
     assert lines[2].startswith('invoked    hello -> {"message": "hello, world"}   cold ')
-    assert lines[3].startswith('invoked    hello -> {"message": "hello, world"}   warm ')
+    # The second invoke comes at once: where the first one's sandbox isn't idle yet, it may get one of its own.
+    assert re.match(r'invoked    hello -> {"message": "hello, world"}   (warm|cold) \d', lines[3])
     assert lines[4].startswith('use it     eval "$(')
     assert f"labda env --state {small.root}" in lines[4]
     again = small.labda("up", "--listen", "127.0.0.1:0", "--detach")
@@ -138,11 +140,11 @@ def test_where_others_can_reach_the_endpoint_it_is_https(small):
         assert said.returncode == status, said.stderr
         assert said.stdout.strip() == "['hello']" or "CERTIFICATE_VERIFY_FAILED" in said.stderr
     with urllib.request.urlopen(
-        f"{endpoint}/health", timeout=5, context=ssl.create_default_context(cafile=authority)
+        f"{endpoint}/health", timeout=30, context=ssl.create_default_context(cafile=authority)
     ) as answer:
         assert answer.read() == b"serving\n"
     with pytest.raises(OSError, match=r"reset|closed|Remote end"):
-        urllib.request.urlopen(f"{endpoint.replace('https', 'http')}/health", timeout=5)
+        urllib.request.urlopen(f"{endpoint.replace('https', 'http')}/health", timeout=30)
     assert small.stop() == 0
 
 
@@ -156,7 +158,7 @@ def test_env_makes_a_shell_ready(small):
     assert said.stdout.strip() == "[]", said.stderr
     endpoint = small.environment()["AWS_ENDPOINT_URL"]
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{endpoint}/2015-03-31/functions/", timeout=5)
+        urllib.request.urlopen(f"{endpoint}/2015-03-31/functions/", timeout=30)
     with refused.value as answer:
         assert answer.code == 403
         assert json.loads(answer.read())

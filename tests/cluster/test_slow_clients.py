@@ -18,7 +18,7 @@ def nuisance(cluster):
     host, port = frontend["http"].rsplit(":", 1)
     with contextlib.ExitStack() as kept:
         for number in range(IDLE + 2 * SLOW):
-            client = kept.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            client = kept.enter_context(socket.create_connection((host, int(port)), timeout=30))
             if number >= IDLE:
                 client.sendall(b"POST /2015-03-31/functions/f/invocations HTTP/1.1\r\nhost: x\r\n")
             if number >= IDLE + SLOW:
@@ -39,6 +39,6 @@ def test_others_are_served_meanwhile(cluster, functions, nuisance):
 
 def test_a_head_that_is_too_large_is_refused_by_a_real_frontend(cluster):
     host, port = cluster.processes("frontend")[0]["http"].rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=5) as client:
+    with socket.create_connection((host, int(port)), timeout=30) as client:
         client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx-large: " + b"x" * 200_000 + b"\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 431 ")

@@ -2,26 +2,47 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.cluster.cluster import call, until
+from tests.cluster.cluster import SETTLE_S, call, served, until
 
 SLOW = "import time\ndef handler(event, context):\n    time.sleep(event)\n    return 'ran'\n"
+SPAN = """
+import time, uuid
+ME = uuid.uuid4().hex
+def handler(event, context):
+    begun = time.clock_gettime(time.CLOCK_BOOTTIME)
+    time.sleep(event)
+    return ME, begun, time.clock_gettime(time.CLOCK_BOOTTIME)
+"""
 
 
-def outcomes(clients, name, count, event=2.0):
+def decided(client, name, event):
+    """The payload, or the refusal that says the limit is reached.
+
+    Nobody knows whether it is while a holder of permits is silent: that is a 503, and asked again.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        try:
+            return call(client, name, event).payload
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 503 or time.monotonic() > deadline:
+                return error
+            time.sleep(0.05)
+
+
+def outcomes(clients, name, count, event=4.0):
     """``count`` invokes at once, spread over the clients: results and refusals."""
     together = threading.Barrier(count)
 
     def one(client):
         together.wait()
-        try:
-            return call(client, name, event).payload
-        except ClientError as error:
-            return error
+        return decided(client, name, event)
 
     with ThreadPoolExecutor(count) as pool:
         found = list(pool.map(one, [clients[i % len(clients)] for i in range(count)]))
@@ -52,8 +73,8 @@ def test_reserved_concurrency_is_a_ceiling_over_all_frontends(functions, client,
     assert error.response["Error"]["Code"] == "TooManyRequestsException"
     assert error.response["Error"]["Message"] == "Rate Exceeded."
     assert reason(error) == "ReservedFunctionConcurrentInvocationLimitExceeded"
-    # What ran is free again: the next invoke is served.
-    assert call(client, name, 0).payload == "ran"
+    # What ran is free again, soon after its answer: the next invoke is served.
+    assert served(client, name, 0).payload == "ran"
 
 
 def test_detail_names_limit_value_counter_and_remedy(functions, client, cluster):
@@ -94,18 +115,19 @@ def test_zero_binds_the_next_request_at_every_frontend(functions, client, fronte
         assert call(one, name, 0).payload == "ran"
     client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
     for one in frontends:
-        with pytest.raises(ClientError, match="Rate Exceeded"):
-            call(one, name, 0)
+        assert "Rate Exceeded" in str(decided(one, name, 0))
 
 
 def test_concurrency_over_all_frontends(functions, frontends):
     """As many as asked for run at the same time, each in a sandbox of its own."""
-    name = functions.make(
-        "import time, uuid\nME = uuid.uuid4().hex\ndef handler(event, context):\n    time.sleep(event)\n    return ME\n"
-    )
-    ran, refused = outcomes(frontends, name, 9, event=2.0)
-    assert not refused
-    assert len(set(ran)) == 9
+    name = functions.make(SPAN, Timeout=60)
+    for seconds in (2.0, 8.0, 32.0):    # it is no claim that nine sandboxes start within two seconds
+        ran, refused = outcomes(frontends, name, 9, event=seconds)
+        assert not refused
+        if max(begun for _, begun, _ in ran) < min(ended for _, _, ended in ran):
+            break
+    assert max(begun for _, begun, _ in ran) < min(ended for _, _, ended in ran), "all nine at one instant"
+    assert len({sandbox for sandbox, _, _ in ran}) == 9
 
 
 def test_permits_come_back(functions, client, cluster):
@@ -113,7 +135,7 @@ def test_permits_come_back(functions, client, cluster):
     client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=3)
 
     def free() -> bool:
-        [pool] = [pool for pool in cluster.status()["pools"] if pool["function"] == name]
+        pool = cluster.pool(name)
         return bool(pool["in_use"] == 0 and pool["granted"] == 0)
 
     for _ in range(3):

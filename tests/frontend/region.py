@@ -527,7 +527,7 @@ def function(name: str = "hello", revision: int = 1) -> FunctionRecord:
     )
 
 
-async def until(true: Callable[[], bool], within_s: float = 5.0) -> None:
+async def until(true: Callable[[], bool], within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not true():
             await asyncio.sleep(0.005)

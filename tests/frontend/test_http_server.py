@@ -42,7 +42,7 @@ async def ask(port, head=b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"):
 
 async def answer(reader, writer):
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await reader.readuntil(b"ok")
     except asyncio.IncompleteReadError as error:
         return error.partial
@@ -67,13 +67,13 @@ async def test_an_end_lets_running_requests_finish_and_takes_no_more(served):
     application, server, port = served
     application.gate.clear()
     connection = await ask(port)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not server.running:
             await asyncio.sleep(0.005)
     server.stop_listening()
     with pytest.raises(ConnectionRefusedError):
         await ask(port)
-    finishing = asyncio.create_task(server.finish(5))
+    finishing = asyncio.create_task(server.finish(60))
     await asyncio.sleep(0)
     application.gate.set()
     assert (await answer(*connection)).startswith(b"HTTP/1.1 200")

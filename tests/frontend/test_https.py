@@ -20,7 +20,7 @@ FRONTEND = Caller(service="frontend", node="frontend-az1-1", az="az1", host="h")
 ROOT = Authority.create()
 PLACEMENT = ROOT.intermediate("placement-az1")
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
-WITHIN_S = 5.0
+WITHIN_S = 60.0
 
 
 def on_both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -84,7 +84,7 @@ async def edge(limits: HttpLimits) -> AsyncIterator[Edge]:
 
 @on_both_loops
 async def test_handshakes_that_never_end_are_counted_and_end_in_time():
-    limits = HttpLimits(handshake_s=0.5)
+    limits = HttpLimits(handshake_s=2.0)
     async with edge(limits) as made:
         silent = [await asyncio.open_connection("127.0.0.1", made.port) for _ in range(20)]
         silent[0][1].write(b"\x16\x03\x01\x02")      # as a handshake begins

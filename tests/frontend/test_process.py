@@ -78,7 +78,7 @@ def running(tmp_path: Path, path: Path, port: int) -> Iterator[subprocess.Popen[
     try:
         while True:
             assert started.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < begun + 20, (tmp_path / "log").read_text()
+            assert time.monotonic() < begun + 60, (tmp_path / "log").read_text()
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
@@ -101,7 +101,7 @@ def test_it_answers_refuses_in_words_and_drains(process):
     finally:
         client.close()
     os.kill(started.pid, signal.SIGTERM)
-    assert started.wait(10) == 0, log.read_text()
+    assert started.wait(60) == 0, log.read_text()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines[-1]["event"] == "drained"
     assert not [line for line in lines if line["level"] == "error"]
@@ -138,7 +138,7 @@ def test_a_certificate_that_can_not_be_used_is_one_sentence(tmp_path):
     port = free_port()
     path = configured(tmp_path, port, http_tls=HttpTls(certificate=str(tmp_path / "node.pem"), key="/nowhere"))
     done = subprocess.run(
-        [sys.executable, "-m", "frontend", "--config", str(path)], capture_output=True, text=True, timeout=20,
+        [sys.executable, "-m", "frontend", "--config", str(path)], capture_output=True, text=True, timeout=60,
         check=False,
     )
     assert done.returncode == 1
@@ -147,26 +147,26 @@ def test_a_certificate_that_can_not_be_used_is_one_sentence(tmp_path):
 
 def test_a_draining_frontend_says_so_before_it_stops_listening(tmp_path):
     port = free_port()
-    path = configured(tmp_path, port, notice_s=1.0)
+    path = configured(tmp_path, port, notice_s=3.0)
     with running(tmp_path, path, port) as started:
         began = time.monotonic()
         os.kill(started.pid, signal.SIGTERM)
         told = b""
         while b"it drains" not in told:
-            assert time.monotonic() < began + 1.0, told
+            assert time.monotonic() < began + 3.0, told
             with socket.create_connection(("127.0.0.1", port)) as plain:
                 plain.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
                 told = plain.makefile("rb").read()
         assert told.startswith(b"HTTP/1.1 503 ")
-        assert started.wait(10) == 0
-        assert time.monotonic() > began + 1.0
+        assert started.wait(60) == 0
+        assert time.monotonic() > began + 3.0
 
 
 def test_a_wrong_configuration_is_one_sentence(tmp_path):
     path = tmp_path / "frontend.toml"
     path.write_text("counting = []\n")
     done = subprocess.run(
-        [sys.executable, "-m", "frontend", "--config", str(path)], capture_output=True, text=True, timeout=20,
+        [sys.executable, "-m", "frontend", "--config", str(path)], capture_output=True, text=True, timeout=60,
         check=False,
     )
     assert done.returncode == 1

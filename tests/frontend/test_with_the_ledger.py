@@ -87,7 +87,7 @@ class LedgerRegion(Region):
             await service.drain()
 
 
-async def until(true: Any, within_s: float = 20.0) -> None:
+async def until(true: Any, within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not true():
             await asyncio.sleep(0.01)

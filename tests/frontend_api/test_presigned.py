@@ -199,7 +199,7 @@ def test_a_body_that_was_not_signed_breaks_it() -> None:
 def fetch(url: str, method: str = "GET", headers: dict[str, str] | None = None) -> tuple[int, bytes]:
     request = urllib.request.Request(url, method=method, headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except HTTPError as error:
         with error:
@@ -221,7 +221,7 @@ def test_any_operation_can_be_presigned(api: Served, client: Any, make: Any) -> 
 
 def test_one_that_is_over_is_refused(client: Any) -> None:
     url = client.generate_presigned_url("list_functions", ExpiresIn=1)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (answer := fetch(url))[0] == 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -20,7 +20,7 @@ Send = Callable[..., tuple[int, str, dict[str, Any]]]
 @pytest.fixture
 def send(api: Served) -> Iterator[Send]:
     """Sends a request whose signature is for ``signed``, and gives status, error type and document."""
-    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=60)
 
     def sent(
         body: Any = None, *, signed: bytes = b"", path: str = INVOKE, secret: str = "", **headers: str

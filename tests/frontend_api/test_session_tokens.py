@@ -49,11 +49,11 @@ def test_a_temporary_key_works_with_its_token_in_headers_and_in_urls(
     assert client.list_functions()["ResponseMetadata"]["HTTPStatusCode"] == 200
     url = client.generate_presigned_url("list_functions")
     assert "X-Amz-Security-Token=" in url
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         assert answer.status == 200
     bare = "&".join(part for part in url.split("&") if not part.startswith("X-Amz-Security-Token"))
     with pytest.raises(HTTPError) as caught:
-        urllib.request.urlopen(bare, timeout=5)
+        urllib.request.urlopen(bare, timeout=60)
     with caught.value as error:
         assert error.headers["x-amzn-ErrorType"] == "UnrecognizedClientException"
 
@@ -91,7 +91,7 @@ def test_a_revoked_key_is_unknown(api: Served, issue: Callable[..., Session]) ->
     client.list_functions()
     gone = encode(Revoked(key_id=key.key_id, account=ACCOUNT, at=time.time()), api.world.cipher)
     api.run(api.world.metadata.put(PREFIX + key.key_id, gone, expected=None))
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 60
     while api.world.ring.known(key.key_id) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -165,7 +165,7 @@ class World:
 
     async def join(self) -> None:
         self._following = asyncio.create_task(self.follower.run())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await self.follower.ready.wait()
 
     async def stop(self) -> None:
@@ -250,12 +250,12 @@ def served(credentials: Credentials | None = None) -> Iterator[Served]:
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield Served(found["world"], found["loop"], found["url"])
     finally:
         found["loop"].call_soon_threadsafe(found["over"].set)
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 

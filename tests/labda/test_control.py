@@ -12,7 +12,7 @@ from labda.control import SOCKET, Asker, Control
 from labda.refusal import Refusal
 from labda.state import State
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 POLITE = [
     sys.executable, "-S", "-c",
@@ -42,7 +42,7 @@ async def children(state, tmp_path):
     found = Children(environment={"PATH": os.environ["PATH"]}, observe=lambda _: None)
     for name in "abc":
         found.start(name, SLEEPER, tmp_path / f"{name}.log")
-    control = Control(state, found, drain_s=5.0)
+    control = Control(state, found, drain_s=DEADLINE_S)
     await control.start()
     yield found
     await control.close()
@@ -83,8 +83,13 @@ async def test_what_was_about_to_be_started_again_is_held_too(asker, children):
     first = children.pids()["a"]
     os.kill(first, signal.SIGKILL)
     await until(lambda: children.pids().get("a") not in {None, first}, "it is back at once")
-    os.kill(children.pids()["a"], signal.SIGKILL)
-    await until(lambda: children.by_name["a"].restart is not None, "it is to come back in a second")
+
+    def is_to_come_back():
+        if children.by_name["a"].restart is None and (pid := children.pids().get("a")) is not None:
+            os.kill(pid, signal.SIGKILL)    # after this end it waits for longer than after the one before
+        return children.by_name["a"].restart is not None
+
+    await until(is_to_come_back, "it is to come back in a second")
     await asker.ask("hold", ["a"])
     assert children.by_name["a"].restart is None
     await asker.ask("release", ["a"])
@@ -143,7 +148,7 @@ async def test_no_supervisor_listens(tmp_path):
 async def test_a_cluster_that_ends_starts_nothing_again(state, tmp_path):
     children = Children(environment={"PATH": os.environ["PATH"]}, observe=lambda _: None)
     children.start("a", SLEEPER, tmp_path / "a.log")
-    control = Control(state, children, drain_s=5.0)
+    control = Control(state, children, drain_s=DEADLINE_S)
     await control.start()
     asker = await Asker.open(state)
     await asker.ask("hold", ["a"])

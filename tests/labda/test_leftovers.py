@@ -27,7 +27,7 @@ def test_groups_and_what_runs_in_them_go_but_only_of_this_cluster(needs_root, tm
                 Path(file).write_text(str(process.pid))
             assert groups(names[ours])
             assert sweep(ours) == [f"labda-{names[ours]}"]
-            assert process.wait(10) == -9
+            assert process.wait(60) == -9
             assert groups(names[ours]) == []
             assert groups(names[other])
             assert sweep(ours) == []

@@ -31,7 +31,7 @@ async def region(tmp_path):
         yield region
 
 
-async def until(condition, timeout_s=5.0):
+async def until(condition, timeout_s=60.0):
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
@@ -257,7 +257,7 @@ async def test_what_a_revoked_placement_issued_is_worth_nothing(region):
             first_key=proofs.spelled(first.public_key()) if first else b"", first_proof=proofs.prove(signer, request),
         )
         call = open_network.call(
-            other.trust.address, "placement", enrolment_rpc.RENEW, asked, roots=region.root.pem, timeout_s=5
+            other.trust.address, "placement", enrolment_rpc.RENEW, asked, roots=region.root.pem, timeout_s=60
         )
         assert "first key isn't behind the request" in await refused(call)
 
@@ -290,9 +290,9 @@ async def test_only_the_enrolment_methods_are_on_the_open_listener(region):
     placement = await region.placement()
     for call in (
         open_network.call(placement.trust.address, "placement", enrolment_rpc.REVOKE, enrolment_pb2.RevokeRequest(),
-                          roots=region.root.pem, timeout_s=5),
+                          roots=region.root.pem, timeout_s=60),
         open_network.call(placement.trust.address, "placement", enrolment_rpc.ADMIT, enrolment_pb2.AdmitRequest(),
-                          roots=region.root.pem, timeout_s=5),
+                          roots=region.root.pem, timeout_s=60),
     ):
         with pytest.raises(Fault, match=r"(?i)not found"):
             await call

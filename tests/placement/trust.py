@@ -127,7 +127,7 @@ class Region:
             enrolment_pb2.EnrolRequest(
                 node=node or token.node, secret=token.secret, request=request or proofs.request(key or new_key())
             ),
-            roots=self.root.pem, timeout_s=5,
+            roots=self.root.pem, timeout_s=60,
         )).chain
 
     async def renew(self, chain, old, placement, *, key=None, proof=None):
@@ -135,7 +135,7 @@ class Region:
         return (await open_network.call(
             placement.trust.address, "placement", enrolment_rpc.RENEW,
             enrolment_pb2.RenewRequest(certificate=chain, request=request, proof=proof or proofs.prove(old, request)),
-            roots=self.root.pem, timeout_s=5,
+            roots=self.root.pem, timeout_s=60,
         )).chain
 
 

@@ -8,7 +8,7 @@ import sys
 
 from labda.chaos.guard import Guard
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 COMMAND = """
 import asyncio, sys
 from labda.chaos.guard import Guard

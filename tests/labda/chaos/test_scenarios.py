@@ -140,22 +140,24 @@ class Desk:
         return None
 
 
-def staged(**leaders: str) -> tuple[Stage, TownHands, Quiet, list[Record]]:
+def staged(lasts_s: float = LASTS_S, /, **leaders: str) -> tuple[Stage, TownHands, Quiet, list[Record]]:
     town = Town(leaders={"counting": "az1", "placement": "az1", "worker_manager": "az1"} | leaders)
     hands, load, records = TownHands(town), Quiet(), list[Record]()
     stage = Stage(
-        region=town, hands=hands, load=load, rng=random.Random(1), lasts_s=LASTS_S, time_scale=1.0,  # type: ignore[arg-type]
+        region=town, hands=hands, load=load, rng=random.Random(1), lasts_s=lasts_s, time_scale=1.0,  # type: ignore[arg-type]
         tell=records.append, say=lambda _: None, open_api=lambda: closing(Desk(hands)),  # type: ignore[arg-type]
     )
     return stage, hands, load, records
 
 
-async def played(name: str, **leaders: str) -> tuple[list[Fault], Quiet, list[Record]]:
-    stage, hands, load, records = staged(**leaders)
+async def played(
+    name: str, lasts_s: float = LASTS_S, /, **leaders: str
+) -> tuple[list[Fault], Quiet, list[Record]]:
+    stage, hands, load, records = staged(lasts_s, **leaders)
     scenario = SCENARIOS[name]
     if scenario.prepare is not None:
         await scenario.prepare(stage)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await scenario.act(stage)
     await stage.restore()
     assert not hands.away
@@ -221,7 +223,7 @@ async def test_a_leader_that_is_killed_is_told_of():
 
 
 async def test_without_stores_writes_are_tried_and_a_function_that_never_ran_is_asked():
-    faults, load, records = await played("stores-away")
+    faults, load, records = await played("stores-away", 3.0)    # a write is tried in the second half of it
     writes = of_type(records, Write)
     away = [write for write in writes if write.done <= faults[1].at]
     assert away
