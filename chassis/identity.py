@@ -19,6 +19,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "/labda.counting.v1.Counting/Frontend": frozenset({"frontend"}),
     "/labda.counting.v1.Counting/Worker": frozenset({"worker"}),
     "/labda.counting.v1.Counting/SetReserved": frozenset({"frontend"}),
+    "/labda.counting.v1.Counting/SetProvisioned": frozenset({"frontend"}),
     "/labda.counting.v1.Counting/SetAccountLimit": frozenset({"operator"}),
     "/labda.counting.v1.Counting/GetLimits": frozenset({"frontend", "operator"}),
     "/labda.counting.v1.Counting/ListPools": frozenset({"operator"}),

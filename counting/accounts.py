@@ -4,8 +4,9 @@ Refuses to know sessions' states and commands; sums are kept beside the blocks s
 """
 
 from dataclasses import dataclass, field
+from typing import assert_never
 
-from counting.words import Pool, Session
+from counting.words import Pool, PoolKind, Session, reserved, unreserved
 
 ACCOUNT_LIMIT_DEFAULT = 1000
 """Concurrent executions per account and region (Lambda quotas page)."""
@@ -24,6 +25,7 @@ WHOLE = -1
 class Account:
     """`generation` grows with each change of limits; `generations` says at which one each pool last changed.
 
+    `provisioned`: by pool of a function's version, carved from the function's reservation, else from the rest.
     `crossing`: per function with a reservation, how many of its runs the sessions' blocks of the rest still carry.
     `requests`: changes by their request's id, oldest first: the generation, and whether it changed anything.
     """
@@ -34,10 +36,51 @@ class Account:
     generations: dict[Pool, int] = field(default_factory=dict)
     granted: dict[Pool, int] = field(default_factory=dict)
     crossing: dict[str, dict[Session, int]] = field(default_factory=dict)
+    provisioned: dict[Pool, int] = field(default_factory=dict)
     requests: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
     def unreserved(self) -> int:
-        return self.limit - sum(self.reserved.values())
+        return self.limit - self.taken()
+
+    def taken(self) -> int:
+        """What functions take out of the rest."""
+        beside = sum(count for pool, count in self.provisioned.items() if pool.function not in self.reserved)
+        return sum(self.reserved.values()) + beside
+
+    def claim(self, function: str) -> int:
+        """What one function takes out of the rest: its reservation, else what is provisioned of it."""
+        return self.reserved.get(function, self.carved(function))
+
+    def carved(self, function: str) -> int:
+        """What is provisioned of a function's versions, all together."""
+        return sum(count for pool, count in self.provisioned.items() if pool.function == function)
+
+    def exists(self, pool: Pool) -> bool:
+        """Whether permits of the pool can be asked for at all."""
+        match pool.kind:
+            case PoolKind.UNRESERVED:
+                return True
+            case PoolKind.RESERVED:
+                return pool.function in self.reserved
+            case PoolKind.PROVISIONED:
+                return pool in self.provisioned
+            case _:
+                assert_never(pool.kind)
+
+    def home(self, pool: Pool) -> Pool:
+        """Where the pool's permits come from, and where they are charged once it is gone: its function's reservation,
+        unless it is that itself or there is none, else the rest."""
+        if pool.kind is PoolKind.PROVISIONED and pool.function in self.reserved:
+            return reserved(pool.account, pool.function)
+        return unreserved(pool.account)
+
+    def ghosts(self, pool: Pool) -> list[Pool]:
+        """Pools that are gone and whose permits, as far as they are still out, are charged to this one."""
+        return [other for other in self.granted if not self.exists(other) and self.home(other) == pool]
+
+    def granted_of(self, function: str) -> int:
+        """Permits out in all pools of a function, those that are gone as well."""
+        return sum(count for pool, count in self.granted.items() if pool.function == function)
 
     def total(self) -> int:
         """Permits out in all of the account's pools."""
@@ -50,7 +93,7 @@ class Account:
         else:
             self.granted.pop(pool, None)
             # A pool that is gone and empty needs no generation: an account's generations never come twice.
-            if pool.function and pool.function not in self.reserved:
+            if not self.exists(pool):
                 self.generations.pop(pool, None)
 
     def remember(self, request: str, generation: int, changed: bool) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 
 from counting.words import Incarnation, Pool, PoolKind, Session
 
-VERSION = 3
+VERSION = 4
 """The command language that this build speaks. Proposed only when every member knows it.
 
 2: changes of limits carry their request's id and are applied once per id; a long count comes in parts.
 3: operators declare worker incarnations dead.
+4: versions of functions have provisioned concurrency.
 """
 
 OLDEST = 1
@@ -108,10 +109,24 @@ class SetReserved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetProvisioned:
+    """Sets what is provisioned of a function's version, or gives it up (`value` None); `request` as of SetReserved."""
+
+    account: str
+    function: str
+    qualifier: str
+    value: int | None
+    request: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetAccountLimit:
     account: str
     limit: int
     request: str = ""
+
+
+ChangeOfLimit = SetReserved | SetProvisioned | SetAccountLimit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +200,8 @@ class EndOfInvocation:
 
 
 Command = (
-    OpenSession | CloseSession | Acquire | GiveBack | AckGeneration | SetReserved | SetAccountLimit
-    | JoinWorker | LeaveWorker | EvictWorker | DeclareDead | MarkDraining | CountBlocks | EndOfInvocation
+    OpenSession | CloseSession | Acquire | GiveBack | AckGeneration | ChangeOfLimit | JoinWorker | LeaveWorker
+    | EvictWorker | DeclareDead | MarkDraining | CountBlocks | EndOfInvocation
 )
 
 
@@ -250,9 +265,10 @@ class SequenceGap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReservedSet:
-    account: str
-    function: str
+class LimitSet:
+    """`pools`: those whose holders have to see the generation before the change binds."""
+
+    pools: tuple[Pool, ...]
     generation: int
     changed: bool
 
@@ -264,6 +280,14 @@ class BelowFloor:
     account_limit: int
     reserved_elsewhere: int
     floor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AboveReservation:
+    """Refused: more would be provisioned of a function than it has reserved."""
+
+    reserved: int
+    provisioned: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,8 +320,8 @@ class Counted:
 
 
 Result = (
-    Opened | AcquireDone | Done | Fenced | SequenceGap | ReservedSet | BelowFloor | MemberGone | Declared | Drained
-    | Counted
+    Opened | AcquireDone | Done | Fenced | SequenceGap | LimitSet | BelowFloor | AboveReservation | MemberGone
+    | Declared | Drained | Counted
 )
 
 # ---------------------------------------------------------------- bytes
@@ -315,13 +339,13 @@ def weight(command: Command) -> int:
 _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        OpenSession, CloseSession, Wish, Acquire, GiveBack, AckGeneration, SetReserved, SetAccountLimit, JoinWorker,
-        LeaveWorker, EvictWorker, DeclareDead, MarkDraining, Run, CountBlocks, EndOfInvocation, Pool, Session,
-        Incarnation,
+        OpenSession, CloseSession, Wish, Acquire, GiveBack, AckGeneration, SetReserved, SetProvisioned,
+        SetAccountLimit, JoinWorker, LeaveWorker, EvictWorker, DeclareDead, MarkDraining, Run, CountBlocks,
+        EndOfInvocation, Pool, Session, Incarnation,
     )
 }
-DECLARING = 3
-"""The first command language with DeclareDead: a batch of an earlier one must not hold it."""
+DECLARING, PROVISIONING = 3, 4
+"""The first command languages with DeclareDead and SetProvisioned: a batch of an earlier one must not hold them."""
 
 _SINCE = {
     (SetReserved, "request"): 2, (SetAccountLimit, "request"): 2, (CountBlocks, "first"): 2, (CountBlocks, "last"): 2,

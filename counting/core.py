@@ -98,8 +98,8 @@ class CountingCore:
                 self._joins[link] = event
                 self._own.do(m.SendNotLeader(link=link, term=self._own.term, hint=self._hint, cause=event.cause))
             case (
-                m.SetReservedCall(call=call) | m.SetAccountLimitCall(call=call) | m.DeclareDeadCall(call=call)
-                | m.ReadCall(call=call)
+                m.SetReservedCall(call=call) | m.SetProvisionedCall(call=call) | m.SetAccountLimitCall(call=call)
+                | m.DeclareDeadCall(call=call) | m.ReadCall(call=call)
             ):
                 self._own.do(m.AnswerNotLeader(call=call, term=self._own.term, hint=self._hint, cause=event.cause))
             case m.LinkLost(link=link):
@@ -117,8 +117,8 @@ class CountingCore:
                 self._flush(event)
             case m.Tick():
                 self._tick(now)
-            case m.SetReservedCall() | m.SetAccountLimitCall():
-                self._own.gathering.add(limits.command(event), event)
+            case m.SetReservedCall() | m.SetProvisionedCall() | m.SetAccountLimitCall():
+                limits.ask(self._own, event)
             case m.DeclareDeadCall():
                 workers.declare_dead(self._own, event)
             case m.ReadCall(call=call):
@@ -164,7 +164,7 @@ class CountingCore:
         calls = [call for gathering in gatherings for call in gathering.reads]
         return calls + [
             origin.call for gathering in gatherings for origin in gathering.origins
-            if isinstance(origin, m.SetReservedCall | m.SetAccountLimitCall | m.DeclareDeadCall)
+            if isinstance(origin, m.LimitCall | m.DeclareDeadCall)
         ]
 
     def _lose(self, link: int) -> None:
@@ -238,13 +238,10 @@ class CountingCore:
                 link = self._own.links.get(session)
                 if link is not None:
                     self._own.do(m.SendWelcome(link=link, session=session, applied=applied, cause=cause))
-            case c.ReservedSet():
+            case c.LimitSet():
                 limits.changed(self._own, origin, result, now)
-            case c.BelowFloor(account_limit=limit, reserved_elsewhere=elsewhere, floor=floor):
-                if isinstance(origin, m.SetReservedCall | m.SetAccountLimitCall):
-                    self._own.do(m.AnswerBelowFloor(
-                        call=origin.call, account_limit=limit, reserved_elsewhere=elsewhere, floor=floor, cause=cause
-                    ))
+            case c.BelowFloor() | c.AboveReservation():
+                limits.refused(self._own, origin, result)
             case c.Declared():
                 workers.declared(self._own, origin, result)
             case c.MemberGone():

@@ -13,7 +13,7 @@ from typing import assert_never
 from counting import commands as c
 from counting.accounts import ACCOUNT_LIMIT_DEFAULT, UNRESERVED_FLOOR, WHOLE, Account
 from counting.sessions import Block, Death, Member, SessionRecord, SessionState
-from counting.words import Incarnation, Pool, PoolKind, Session, reserved, unreserved
+from counting.words import Incarnation, Pool, PoolKind, Session, provisioned, reserved, unreserved
 
 STEP_CAP_S = 60.0
 """Most seconds by which one batch moves ledger time, so that a leader with a wild clock can't carry everybody along."""
@@ -58,10 +58,8 @@ class Ledger:
                 return self._count(command)
             case c.EndOfInvocation():
                 return self._end(command)
-            case c.SetReserved():
-                return self._set_reserved(command)
-            case c.SetAccountLimit():
-                return self._set_account_limit(command)
+            case c.SetReserved() | c.SetProvisioned() | c.SetAccountLimit():
+                return self._set_limit(command)
             case c.JoinWorker():
                 return self._join(command)
             case c.LeaveWorker(incarnation=incarnation) | c.EvictWorker(incarnation=incarnation):
@@ -85,17 +83,15 @@ class Ledger:
             case PoolKind.UNRESERVED:
                 return account.unreserved()
             case PoolKind.RESERVED:
-                return account.reserved.get(pool.function, 0)
+                return account.reserved[pool.function] - account.carved(pool.function) if self.exists(pool) else 0
             case PoolKind.PROVISIONED:
-                return 0
+                return account.provisioned.get(pool, 0)
             case _:
                 assert_never(pool.kind)
 
     def exists(self, pool: Pool) -> bool:
         """Whether permits of the pool can be asked for at all."""
-        if pool.kind is PoolKind.RESERVED:
-            return pool.function in self.account(pool.account).reserved
-        return pool.kind is PoolKind.UNRESERVED
+        return self.account(pool.account).exists(pool)
 
     def generation(self, pool: Pool) -> int:
         """When the pool last changed. One that is gone and forgotten has the account's newest: never one below what
@@ -111,14 +107,18 @@ class Ledger:
         return self.granted(pool) + self.crossing(pool)
 
     def crossing(self, pool: Pool) -> int:
-        """Permits of other pools that are charged to this one as well, because its functions came from there (rule
-        9)."""
+        """Permits of other pools that are charged to this one as well: of pools that are gone, and of the rest, because
+        its function came from there (rule 9)."""
         account = self.account(pool.account)
-        if pool.kind is PoolKind.UNRESERVED:
-            return sum(count for other, count in account.granted.items() if other != pool and not self.exists(other))
+        return sum(account.granted[ghost] for ghost in account.ghosts(pool)) + self._moved(pool)
+
+    def _moved(self, pool: Pool) -> int:
+        """Permits of the rest that may run a function which has a reservation now."""
+        if pool.kind is not PoolKind.RESERVED:
+            return 0
         rest = unreserved(pool.account)
         total = 0
-        for session, count in account.crossing.get(pool.function, {}).items():
+        for session, count in self.account(pool.account).crossing.get(pool.function, {}).items():
             size = self._size(session, rest)
             total += size if count == WHOLE else min(count, size)
         return total
@@ -126,21 +126,31 @@ class Ledger:
     def precautionary(self, pool: Pool) -> bool:
         """Whether some of the pool's charge isn't known to run for it: then a refusal would prove nothing (rule 4)."""
         account = self.account(pool.account)
-        if pool.kind is PoolKind.UNRESERVED:
-            gone = [other for other in account.granted if other != pool and not self.exists(other)]
-            if any(self.outstanding(other) for other in gone):
-                return True
-        elif any(
+        if any(self.outstanding(ghost) for ghost in account.ghosts(pool)):
+            return True
+        if pool.kind is PoolKind.RESERVED and any(
             count == WHOLE and self._size(session, unreserved(pool.account)) > 0
             for session, count in account.crossing.get(pool.function, {}).items()
         ):
             return True
-        return self.charge(pool) < self.limit(pool)  # it is the account that is full, of another pool's permits
+        return self.charge(pool) < self.limit(pool)  # what it is carved from is full, of another pool's permits
 
     def free(self, pool: Pool) -> int:
-        """How many permits may be granted now: within the pool's limit and within the account's (rule 1)."""
+        """How many permits may be granted now: within the pool's limit and within the account's (rule 1), and within
+        the function's reservation."""
         account = self.account(pool.account)
-        return max(0, min(self.limit(pool) - self.charge(pool), account.limit - account.total()))
+        own, rest = self.limit(pool) - self.charge(pool), account.limit - account.total()
+        room = self.room(pool)
+        return max(0, min(own, rest) if room is None else min(own, rest, room))
+
+    def room(self, pool: Pool) -> int | None:
+        """What the pool's function has left of its reservation; None without one. What is provisioned out of it may
+        still run by the reservation's own permits (docs/specs, `nogroup`)."""
+        account = self.account(pool.account)
+        if pool.function not in account.reserved:
+            return None
+        out = account.granted_of(pool.function) + self._moved(reserved(pool.account, pool.function))
+        return account.reserved[pool.function] - out
 
     def holders(self, pool: Pool) -> list[Session]:
         """Live sessions that hold permits of the pool, in a fixed order."""
@@ -192,8 +202,8 @@ class Ledger:
     def pools(self) -> Iterator[Pool]:
         """Every pool that has a limit or permits out."""
         for name, account in self.accounts.items():
-            known = {unreserved(name): None, **dict.fromkeys(reserved(name, f) for f in account.reserved)}
-            yield from {**known, **dict.fromkeys(account.generations), **dict.fromkeys(account.granted)}
+            known = [unreserved(name), *(reserved(name, f) for f in account.reserved), *account.provisioned]
+            yield from dict.fromkeys([*known, *account.generations, *account.granted])
 
     def _size(self, session: Session, pool: Pool) -> int:
         record = self.sessions.get(session)
@@ -327,42 +337,85 @@ class Ledger:
 
     # ------------------------------------------------------------ limits (rule 9)
 
-    def _set_reserved(self, command: c.SetReserved) -> c.Result:
+    def _set_limit(self, command: c.ChangeOfLimit) -> c.Result:
         account = self.account(command.account)
+        rest = unreserved(command.account)
+        pools: tuple[Pool, ...]
+        match command:
+            case c.SetReserved(function=function):
+                pool = reserved(command.account, function)
+                pools, old, new = (rest, pool), account.reserved.get(function), command.value
+            case c.SetProvisioned(function=function, qualifier=qualifier):
+                pool = provisioned(command.account, function, qualifier)
+                pools, old, new = (account.home(pool), pool), account.provisioned.get(pool), command.value
+            case c.SetAccountLimit():
+                pools, old, new = (rest,), account.limit, command.limit
+            case _:
+                assert_never(command)
         applied = account.requests.get(command.request)
         if applied is not None:
-            return self._limit_set(command, *applied)
-        old = account.reserved.get(command.function)
-        pool = reserved(command.account, command.function)
-        if old == command.value:
-            generation = self.generation(pool if old is not None else unreserved(command.account))
-            return self._limit_set(command, generation, changed=False)
-        elsewhere = sum(account.reserved.values()) - (old or 0)
-        value = command.value or 0
-        if value > (old or 0) and account.limit - elsewhere - value < UNRESERVED_FLOOR:
-            return c.BelowFloor(account_limit=account.limit, reserved_elsewhere=elsewhere, floor=UNRESERVED_FLOOR)
+            return self._limit_set(command, pools, *applied)
+        if old == new:
+            return self._limit_set(command, pools, self.generation(pools[-1 if old is not None else 0]), changed=False)
+        refusal = self._refusal(account, command)
+        if refusal is not None:
+            return refusal
         self.accounts[command.account] = account
-        if command.value is None:
-            del account.reserved[command.function]
-            account.crossing.pop(command.function, None)
-        else:
-            account.reserved[command.function] = command.value
-            if old is None:
-                self._carve(account, command)
+        self._write_limit(account, command)
         account.generation += 1
-        account.generations[pool] = account.generations[unreserved(command.account)] = account.generation
-        if command.value is None and self.granted(pool) == 0:
-            del account.generations[pool]
-        return self._limit_set(command, account.generation, changed=True)
+        for pool in pools:
+            if account.exists(pool) or account.granted.get(pool, 0):
+                account.generations[pool] = account.generation
+            else:
+                account.generations.pop(pool, None)     # nobody holds anything of it that could be told
+        return self._limit_set(command, pools, account.generation, changed=True)
+
+    @staticmethod
+    def _refusal(account: Account, command: c.ChangeOfLimit) -> c.BelowFloor | c.AboveReservation | None:
+        """The rest keeps its floor where functions take more of it, and what is provisioned fits in the reservation."""
+        taken = account.taken()
+        if isinstance(command, c.SetAccountLimit):
+            below = command.limit < taken
+            return c.BelowFloor(account_limit=command.limit, reserved_elsewhere=taken, floor=0) if below else None
+        carved, reservation = account.carved(command.function), account.reserved.get(command.function)
+        if isinstance(command, c.SetReserved):
+            reservation = command.value
+        else:
+            pool = provisioned(command.account, command.function, command.qualifier)
+            carved += (command.value or 0) - account.provisioned.get(pool, 0)
+        if reservation is not None and carved > reservation:
+            return c.AboveReservation(reserved=reservation, provisioned=carved)
+        before, claim = account.claim(command.function), carved if reservation is None else reservation
+        elsewhere = taken - before
+        if claim > before and account.limit - elsewhere - claim < UNRESERVED_FLOOR:
+            return c.BelowFloor(account_limit=account.limit, reserved_elsewhere=elsewhere, floor=UNRESERVED_FLOOR)
+        return None
+
+    def _write_limit(self, account: Account, command: c.ChangeOfLimit) -> None:
+        match command:
+            case c.SetReserved(function=function, value=None):
+                del account.reserved[function]
+                account.crossing.pop(function, None)
+            case c.SetReserved(function=function, value=int(value)):
+                if function not in account.reserved:
+                    self._carve(account, command)
+                account.reserved[function] = value
+            case c.SetProvisioned(function=function, qualifier=qualifier, value=value):
+                pool = provisioned(command.account, function, qualifier)
+                if value is None:
+                    del account.provisioned[pool]
+                else:
+                    account.provisioned[pool] = value
+            case c.SetAccountLimit(limit=limit):
+                account.limit = limit
 
     def _limit_set(
-        self, command: c.SetReserved | c.SetAccountLimit, generation: int, changed: bool
-    ) -> c.ReservedSet:
+        self, command: c.ChangeOfLimit, pools: tuple[Pool, ...], generation: int, changed: bool
+    ) -> c.LimitSet:
         """Applied, and remembered by the request's id (an account that nothing was written about has no memory)."""
         if command.account in self.accounts:
             self.accounts[command.account].remember(command.request, generation, changed)
-        function = command.function if isinstance(command, c.SetReserved) else ""
-        return c.ReservedSet(account=command.account, function=function, generation=generation, changed=changed)
+        return c.LimitSet(pools=pools, generation=generation, changed=changed)
 
     def _carve(self, account: Account, command: c.SetReserved) -> None:
         """The function's runs may be in any block of the rest: each is charged whole until its holder says better."""
@@ -388,22 +441,6 @@ class Ledger:
         for function, moved in self.account(command.pool.account).crossing.items():
             if command.session in moved:
                 moved[command.session] = max(0, min(said.get(function, 0), block.size))
-
-    def _set_account_limit(self, command: c.SetAccountLimit) -> c.Result:
-        account = self.account(command.account)
-        applied = account.requests.get(command.request)
-        if applied is not None:
-            return self._limit_set(command, *applied)
-        if command.limit == account.limit:
-            return self._limit_set(command, self.generation(unreserved(command.account)), changed=False)
-        taken = sum(account.reserved.values())
-        if command.limit < taken:
-            return c.BelowFloor(account_limit=command.limit, reserved_elsewhere=taken, floor=0)
-        self.accounts[command.account] = account
-        account.limit = command.limit
-        account.generation += 1
-        account.generations[unreserved(command.account)] = account.generation
-        return self._limit_set(command, account.generation, changed=True)
 
     # ------------------------------------------------------------ workers (rules 5 to 7)
 
@@ -497,7 +534,9 @@ class Ledger:
         for name, account in self.accounts.items():
             mine = {pool: total for pool, total in sums.items() if pool.account == name and total}
             assert mine == {pool: total for pool, total in account.granted.items() if total}, (mine, account.granted)
-            assert account.unreserved() >= 0, (name, account.limit, account.reserved)
+            assert account.unreserved() >= 0, (name, account.limit, account.reserved, account.provisioned)
+            for function, value in account.reserved.items():
+                assert account.carved(function) <= value, (function, value, account.provisioned)
             for function, moved in account.crossing.items():
                 assert function in account.reserved, function
                 assert all(session in self.sessions for session in moved), (function, moved)

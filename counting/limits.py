@@ -10,32 +10,59 @@ from counting import commands as c
 from counting import messages as m
 from counting.leadership import Binding, Leadership
 from counting.sessions import SessionState
-from counting.words import Incarnation, Session, reserved, unreserved
+from counting.words import Incarnation, Session
 
 
-def command(call: m.SetReservedCall | m.SetAccountLimitCall) -> c.Command:
+def ask(lead: Leadership, call: m.LimitCall) -> None:
+    """What not every member of counting knows yet is refused."""
+    if isinstance(call, m.SetProvisionedCall):
+        lead.version = max(lead.version, lead.ledger.version, call.version)
+        if lead.version < c.PROVISIONING:
+            lead.do(m.AnswerTooOld(call=call.call, version=lead.version, cause=call.cause))
+            return
+    lead.gathering.add(_command(call), call)
+
+
+def _command(call: m.LimitCall) -> c.Command:
     match call:
         case m.SetReservedCall(account=account, function=function, value=value, request=request):
             return c.SetReserved(account=account, function=function, value=value, request=request)
+        case m.SetProvisionedCall(account=account, function=function, value=value, request=request):
+            return c.SetProvisioned(
+                account=account, function=function, qualifier=call.qualifier, value=value, request=request
+            )
         case m.SetAccountLimitCall(account=account, limit=limit, request=request):
             return c.SetAccountLimit(account=account, limit=limit, request=request)
         case _:
             assert_never(call)
 
 
-def changed(lead: Leadership, origin: m.Event | None, result: c.ReservedSet, now: float) -> None:
-    pools = [unreserved(result.account)]
-    if result.function:
-        pools.append(reserved(result.account, result.function))
+def changed(lead: Leadership, origin: m.Event | None, result: c.LimitSet, now: float) -> None:
     if result.changed:
         for link in lead.links.values():
-            for pool in pools:
+            for pool in result.pools:
                 lead.send_generation(link, pool, origin.cause if origin else "")
-    if isinstance(origin, m.SetReservedCall | m.SetAccountLimitCall):
+    if isinstance(origin, m.LimitCall):
         lead.bindings.append(Binding(
-            call=origin.call, pools=tuple(pools), generation=result.generation, changed=result.changed,
+            call=origin.call, pools=result.pools, generation=result.generation, changed=result.changed,
             deadline=now + lead.timing.put_s,
         ))
+
+
+def refused(lead: Leadership, origin: m.Event | None, result: c.BelowFloor | c.AboveReservation) -> None:
+    if not isinstance(origin, m.LimitCall):
+        return
+    match result:
+        case c.BelowFloor(account_limit=limit, reserved_elsewhere=elsewhere, floor=floor):
+            lead.do(m.AnswerBelowFloor(
+                call=origin.call, account_limit=limit, reserved_elsewhere=elsewhere, floor=floor, cause=origin.cause
+            ))
+        case c.AboveReservation(reserved=reserved, provisioned=provisioned):
+            lead.do(m.AnswerAboveReservation(
+                call=origin.call, reserved=reserved, provisioned=provisioned, cause=origin.cause
+            ))
+        case _:
+            assert_never(result)
 
 
 def answer_bound(lead: Leadership, now: float) -> None:

@@ -200,11 +200,27 @@ class SetReservedCall(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetProvisionedCall(Message):
+    """`version`: the command language that every member knows."""
+
+    call: int
+    account: str
+    function: str
+    qualifier: str
+    value: int | None
+    request: str = ""
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetAccountLimitCall(Message):
     call: int
     account: str
     limit: int
     request: str = ""
+
+
+LimitCall = SetReservedCall | SetProvisionedCall | SetAccountLimitCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +245,7 @@ Event = (
     Led | Deposed | Committed | Flush | Tick
     | Hello | Ask | GaveBack | RecallAnswered | GenerationAcked | Heartbeat | GoneAsked | Goodbye | LinkLost
     | Join | Renew | FenceAcked | Ended | Leave
-    | SetReservedCall | SetAccountLimitCall | DeclareDeadCall | ReadCall
+    | LimitCall | DeclareDeadCall | ReadCall
 )
 
 # ---------------------------------------------------------------- effects
@@ -363,7 +379,7 @@ class Outstanding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLimit(Message):
-    """To SetReserved and SetAccountLimit."""
+    """To each change of a limit."""
 
     call: int
     generation: int
@@ -377,6 +393,13 @@ class AnswerBelowFloor(Message):
     account_limit: int
     reserved_elsewhere: int
     floor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerAboveReservation(Message):
+    call: int
+    reserved: int
+    provisioned: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,5 +444,6 @@ Effect = (
     | SendWelcome | SendGrant | SendRecall | SendThrottled | SendUnavailable | SendGeneration | SendFenced
     | SendGone
     | SendNotLeader | SendJoined | SendFence | SendRenewed | SendEvicted | SendEndApplied
-    | AnswerLimit | AnswerBelowFloor | AnswerDeclared | AnswerHeard | AnswerTooOld | AnswerRead | AnswerNotLeader
+    | AnswerLimit | AnswerBelowFloor | AnswerAboveReservation | AnswerDeclared | AnswerHeard | AnswerTooOld | AnswerRead
+    | AnswerNotLeader
 )

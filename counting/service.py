@@ -13,13 +13,13 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.directory import Directory
-from chassis.faults import Fault
+from chassis.faults import Fault, FaultCode
 from chassis.machine import Driver, Trace
 from chassis.metrics import Metrics
 from chassis.rpc import Caller, Handlers, Network, Outbox, Server, Stream, StreamNetwork, converse, listen
 from counting import messages as m
 from counting import wire
-from counting.commands import OLDEST, VERSION, Batch, Result, decode, encode
+from counting.commands import OLDEST, PROVISIONING, VERSION, Batch, Result, decode, encode
 from counting.config import CountingConfig
 from counting.core import CountingCore
 from counting.leadership import Timing
@@ -230,6 +230,7 @@ class CountingService:
         handlers.bidi(counting_rpc.FRONTEND, self._frontend)
         handlers.bidi(counting_rpc.WORKER, self._worker)
         handlers.unary(counting_rpc.SET_RESERVED, self._set_reserved)
+        handlers.unary(counting_rpc.SET_PROVISIONED, self._set_provisioned)
         handlers.unary(counting_rpc.SET_ACCOUNT_LIMIT, self._set_account_limit)
         handlers.unary(counting_rpc.GET_LIMITS, self._get_limits)
         handlers.unary(counting_rpc.LIST_POOLS, self._list_pools)
@@ -301,6 +302,19 @@ class CountingService:
             cause=request.request,
         )))
 
+    async def _set_provisioned(
+        self, request: counting_pb2.SetProvisionedRequest, _caller: Caller
+    ) -> counting_pb2.SetReservedAnswer:
+        if not request.account or not request.function or not request.qualifier:
+            raise wire.bad("what is provisioned names its account, its function and the version's qualifier")
+        value = request.value if request.HasField("value") else None
+        if value == 0:
+            raise wire.bad("value is 0: at least 1 is provisioned, and without a value it is given up")
+        return self._limit_answer(await self._ask(lambda call: m.SetProvisionedCall(
+            call=call, account=request.account, function=request.function, qualifier=request.qualifier, value=value,
+            request=request.request, version=self._known_by_all(), cause=request.request,
+        )))
+
     async def _set_account_limit(
         self, request: counting_pb2.SetAccountLimitRequest, _caller: Caller
     ) -> counting_pb2.SetReservedAnswer:
@@ -321,6 +335,12 @@ class CountingService:
                 return answer(below_floor=answer.BelowFloor(
                     account_limit=effect.account_limit, reserved_elsewhere=effect.reserved_elsewhere, floor=effect.floor
                 ))
+            case m.AnswerAboveReservation():
+                return answer(above_reservation=answer.AboveReservation(
+                    reserved=effect.reserved, provisioned=effect.provisioned
+                ))
+            case m.AnswerTooOld():
+                raise Fault(wire.too_old(effect.version, PROVISIONING, self._version), code=FaultCode.UNAVAILABLE)
             case m.AnswerLimit():
                 wall = self._clock.wall()
                 outstanding = [answer.Outstanding(node=o.node, until=wall + o.wait_s) for o in effect.outstanding]
@@ -409,8 +429,8 @@ class CountingService:
                 kind = counting_pb2.WorkerAnswer if link in self._workers else counting_pb2.FrontendAnswer
                 self._put(link, kind(not_leader=refusal))
             case (
-                m.AnswerLimit() | m.AnswerBelowFloor() | m.AnswerDeclared() | m.AnswerHeard() | m.AnswerTooOld()
-                | m.AnswerRead() | m.AnswerNotLeader()
+                m.AnswerLimit() | m.AnswerBelowFloor() | m.AnswerAboveReservation() | m.AnswerDeclared()
+                | m.AnswerHeard() | m.AnswerTooOld() | m.AnswerRead() | m.AnswerNotLeader()
             ):
                 future = self._calls.get(effect.call)
                 if future is not None and not future.done():

@@ -8,12 +8,12 @@ import json
 from typing import Any
 
 from counting.accounts import Account
-from counting.commands import DECLARING, Run
+from counting.commands import DECLARING, PROVISIONING, Run
 from counting.ledger import Ledger
 from counting.sessions import Block, Death, Member, SessionRecord, SessionState
 from counting.words import Incarnation, Pool, PoolKind, Session
 
-FORMAT = 3
+FORMAT = 4
 """It grows with the command language. A ledger that never saw a version is written as before: an older member may be
 sent it."""
 
@@ -85,6 +85,8 @@ def _account(account: Account, version: int) -> dict[str, Any]:
     }
     if version > 1:
         plain["requests"] = [[request, *applied] for request, applied in account.requests.items()]  # oldest first
+    if version >= PROVISIONING:
+        plain["provisioned"] = [[_pool(pool), n] for pool, n in sorted(account.provisioned.items())]
     return plain
 
 
@@ -94,6 +96,7 @@ def _to_account(item: dict[str, Any]) -> Account:
         generations={_to_pool(pool): g for pool, g in item["generations"]},
         granted={_to_pool(pool): n for pool, n in item["granted"]},
         crossing={f: {_to_session(s): n for s, n in moved} for f, moved in item["crossing"].items()},
+        provisioned={_to_pool(pool): n for pool, n in item.get("provisioned", ())},
         requests={request: (generation, changed) for request, generation, changed in item.get("requests", ())},
     )
 

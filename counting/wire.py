@@ -260,12 +260,17 @@ def declared_out(effect: m.Effect, version: int) -> counting_pb2.DeclareDeadAnsw
                 "this incarnation is connected right now: it isn't dead"
             )))
         case m.AnswerTooOld():
-            return answer(refused=answer.Refused(reason=answer.Refused.UPGRADE, message=(
-                f"a member of counting knows command version {effect.version} only, this takes {DECLARING}, and the "
-                f"leader knows {version}: upgrade every member, and see that all are up"
-            )))
+            message = too_old(effect.version, DECLARING, version)
+            return answer(refused=answer.Refused(reason=answer.Refused.UPGRADE, message=message))
         case _:
             raise AssertionError(f"a declaration was answered by {effect}")
+
+
+def too_old(known: int, takes: int, version: int) -> str:
+    return (
+        f"a member of counting knows command version {known} only, this takes {takes}, and the leader knows {version}: "
+        "upgrade every member, and see that all are up"
+    )
 
 
 def _incarnation_out(incarnation: Incarnation) -> common_pb2.Incarnation:

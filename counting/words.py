@@ -39,6 +39,10 @@ def reserved(account: str, function: str) -> Pool:
     return Pool(account=account, kind=PoolKind.RESERVED, function=function)
 
 
+def provisioned(account: str, function: str, qualifier: str) -> Pool:
+    return Pool(account=account, kind=PoolKind.PROVISIONED, function=function, qualifier=qualifier)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Session:
     """A frontend incarnation as the ledger knows it; epochs of one frontend only grow."""

@@ -1005,6 +1005,41 @@ class SetReservedRequest(_message.Message):
 Global___SetReservedRequest: _TypeAlias = SetReservedRequest  # noqa: Y015
 
 @_typing.final
+class SetProvisionedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    QUALIFIER_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    function: _builtins.str
+    qualifier: _builtins.str
+    value: _builtins.int
+    """at least 1; absent: it is given up"""
+    request: _builtins.str
+    """applied once per id"""
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        function: _builtins.str = ...,
+        qualifier: _builtins.str = ...,
+        value: _builtins.int | None = ...,
+        request: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "account", b"account", "function", b"function", "qualifier", b"qualifier", "request", b"request", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___SetProvisionedRequest: _TypeAlias = SetProvisionedRequest  # noqa: Y015
+
+@_typing.final
 class SetAccountLimitRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1060,6 +1095,28 @@ class SetReservedAnswer(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class AboveReservation(_message.Message):
+        """more would be provisioned than the function has reserved"""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RESERVED_FIELD_NUMBER: _builtins.int
+        PROVISIONED_FIELD_NUMBER: _builtins.int
+        reserved: _builtins.int
+        provisioned: _builtins.int
+        def __init__(
+            self,
+            *,
+            reserved: _builtins.int = ...,
+            provisioned: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["provisioned", b"provisioned", "reserved", b"reserved"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Outstanding(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -1083,6 +1140,7 @@ class SetReservedAnswer(_message.Message):
     NOT_LEADER_FIELD_NUMBER: _builtins.int
     BELOW_FLOOR_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    ABOVE_RESERVATION_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
     OUTSTANDING_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
@@ -1094,6 +1152,8 @@ class SetReservedAnswer(_message.Message):
     @_builtins.property
     def below_floor(self) -> Global___SetReservedAnswer.BelowFloor: ...
     @_builtins.property
+    def above_reservation(self) -> Global___SetReservedAnswer.AboveReservation: ...
+    @_builtins.property
     def outstanding(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetReservedAnswer.Outstanding]: ...
     def __init__(
         self,
@@ -1101,14 +1161,15 @@ class SetReservedAnswer(_message.Message):
         not_leader: Global___NotLeader | None = ...,
         below_floor: Global___SetReservedAnswer.BelowFloor | None = ...,
         generation: _builtins.int = ...,
+        above_reservation: Global___SetReservedAnswer.AboveReservation | None = ...,
         changed: _builtins.bool = ...,
         outstanding: _abc.Iterable[Global___SetReservedAnswer.Outstanding] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["below_floor", b"below_floor", "generation", b"generation", "not_leader", b"not_leader", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["above_reservation", b"above_reservation", "below_floor", b"below_floor", "generation", b"generation", "not_leader", b"not_leader", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_floor", b"below_floor", "changed", b"changed", "generation", b"generation", "not_leader", b"not_leader", "outcome", b"outcome", "outstanding", b"outstanding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above_reservation", b"above_reservation", "below_floor", b"below_floor", "changed", b"changed", "generation", b"generation", "not_leader", b"not_leader", "outcome", b"outcome", "outstanding", b"outstanding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["not_leader", "below_floor", "generation"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["not_leader", "below_floor", "generation", "above_reservation"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

@@ -24,6 +24,13 @@ SET_RESERVED: Method[counting_pb2.SetReservedRequest, counting_pb2.SetReservedAn
     client_streams=False,
     server_streams=False,
 )
+SET_PROVISIONED: Method[counting_pb2.SetProvisionedRequest, counting_pb2.SetReservedAnswer] = Method(
+    path="/labda.counting.v1.Counting/SetProvisioned",
+    request=counting_pb2.SetProvisionedRequest,
+    response=counting_pb2.SetReservedAnswer,
+    client_streams=False,
+    server_streams=False,
+)
 SET_ACCOUNT_LIMIT: Method[counting_pb2.SetAccountLimitRequest, counting_pb2.SetReservedAnswer] = Method(
     path="/labda.counting.v1.Counting/SetAccountLimit",
     request=counting_pb2.SetAccountLimitRequest,

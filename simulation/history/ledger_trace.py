@@ -14,7 +14,7 @@ from chassis.replay import decode
 from counting import commands as c
 from counting.ledger import Ledger
 from counting.snapshot import load
-from counting.words import Incarnation, Pool, reserved, unreserved
+from counting.words import Incarnation, Pool, provisioned, reserved, unreserved
 from simulation.history import records as r
 
 Message = Mapping[str, Any]
@@ -98,6 +98,10 @@ class LedgerReader:
             case "SetReservedCall":
                 account = event["account"]
                 self._calls[event["call"]] = (reserved(account, event["function"]), unreserved(account))
+            case "SetProvisionedCall":
+                account, function = event["account"], event["function"]
+                pool = provisioned(account, function, event["qualifier"])
+                self._calls[event["call"]] = (self._view.ledger.account(account).home(pool), pool)
             case "SetAccountLimitCall":
                 self._calls[event["call"]] = (unreserved(event["account"]),)
 
@@ -164,7 +168,7 @@ class _View:
     def __init__(self, node: str) -> None:
         self.ledger = Ledger()
         self._node = node
-        self._levels: dict[Pool, tuple[int, int, int]] = {}
+        self._levels: dict[Pool, tuple[int, int, int, int | None]] = {}
         self._rooms: dict[str, int] = {}
         self._sizes: dict[tuple[str, Pool], int] = {}
         self._states: dict[str, str] = {}
@@ -207,21 +211,24 @@ class _View:
     def _after(self, at: float, command: c.Command, members: Mapping[str, int]) -> Iterator[r.Record]:
         why = type(command).__name__
         if isinstance(command, c.Acquire):
-            yield from self._changes(at, {wish.pool: None for wish in command.wishes}, why)
+            pools = dict.fromkeys(pool for wish in command.wishes for pool in self._of_function(wish.pool))
+            yield from self._changes(at, pools, why)
             return
         if isinstance(command, c.GiveBack):
             yield from self._changes(at, self._charged(command.pool), why)
             return
-        if isinstance(command, c.SetReserved | c.SetAccountLimit):
+        if isinstance(command, c.ChangeOfLimit):
             self._remember(at, command)
         yield from self._membership(at, command, members)
         yield from self._sessions(at)
         yield from self._changes(at, self._pools(), why)
 
-    def _remember(self, at: float, command: c.SetReserved | c.SetAccountLimit) -> None:
+    def _remember(self, at: float, command: c.ChangeOfLimit) -> None:
         pools = [unreserved(command.account)]
-        if isinstance(command, c.SetReserved):
+        if isinstance(command, c.SetReserved | c.SetProvisioned):
             pools.append(reserved(command.account, command.function))
+        if isinstance(command, c.SetProvisioned):
+            pools.append(provisioned(command.account, command.function, command.qualifier))
         for pool in pools:
             self._written.setdefault((pool, self.ledger.generation(pool)), (at, self.ledger.limit(pool)))
 
@@ -251,9 +258,15 @@ class _View:
 
     def _charged(self, pool: Pool) -> list[Pool]:
         """Those whose charge may change when permits of this one come back: pools that functions moved to, or from."""
-        moved = self.ledger.account(pool.account).crossing
-        carved = [reserved(pool.account, function) for function, sessions in moved.items() if sessions]
-        return list(dict.fromkeys([pool, unreserved(pool.account), *carved]))
+        account = self.ledger.account(pool.account)
+        carved = [reserved(pool.account, function) for function, sessions in account.crossing.items() if sessions]
+        return list(dict.fromkeys([*self._of_function(pool), unreserved(pool.account), *carved]))
+
+    def _of_function(self, pool: Pool) -> list[Pool]:
+        """Those that share a reservation with this one."""
+        account = self.ledger.account(pool.account)
+        beside = [other for other in account.provisioned if other.function == pool.function]
+        return list(dict.fromkeys([pool, account.home(pool), *beside])) if pool.function else [pool]
 
     def _pools(self) -> list[Pool]:
         return list(dict.fromkeys([*self.ledger.pools(), *self._levels]))
@@ -278,11 +291,12 @@ class _View:
 
     def _level(self, at: float, pool: Pool, why: str) -> Iterator[r.Record]:
         ledger, before = self.ledger, self._levels.get(pool)
-        level = self._levels[pool] = (ledger.limit(pool), ledger.granted(pool), ledger.crossing(pool))
+        level = (ledger.limit(pool), ledger.granted(pool), ledger.crossing(pool), ledger.room(pool))
+        self._levels[pool] = level
         if level == before:
             return
         yield r.Level(
-            at=at, node=self._node, pool=str(pool), limit=level[0], granted=level[1], crossing=level[2]
+            at=at, node=self._node, pool=str(pool), limit=level[0], granted=level[1], crossing=level[2], room=level[3]
         )
         if before is None and why == c.Acquire.__name__:    # an account that nothing was ever written about
             yield r.Bound(at=at, node=self._node, pool=str(pool), limit=level[0], since=at)

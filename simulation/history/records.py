@@ -252,12 +252,14 @@ class Placed(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level(Record):
-    """A pool as the ledger has it after an entry. ``crossing``: permits of other pools that are charged to it too."""
+    """A pool as the ledger has it after an entry. ``crossing``: permits of other pools that are charged to it too;
+    ``room``: what its function has left of its reservation, None without one."""
 
     pool: str
     limit: int
     granted: int
     crossing: int = 0
+    room: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from counting import commands as c
 from counting.ledger import STEP_CAP_S, Ledger
 from counting.snapshot import dump, load
-from counting.words import Incarnation, Pool, PoolKind, Session, reserved, unreserved
+from counting.words import Incarnation, Session, provisioned, reserved, unreserved
 from tests.walking import walk
 
 A = "000000000000"
-REST, F = unreserved(A), reserved(A, "f")
+REST, F, VERSION = unreserved(A), reserved(A, "f"), provisioned(A, "f", "1")
 W1 = Incarnation(host="h1", nonce=1)
 S1 = Session(frontend="fe1", epoch=1)
 
@@ -36,11 +36,13 @@ def wish(session=S1, pool=REST, generation=0, waiting=1, spare=0) -> c.Acquire:
     c.CloseSession(session=S1, sequence=1),
     wish(),
     wish(pool=F),
-    wish(pool=Pool(account=A, kind=PoolKind.PROVISIONED, function="f", qualifier="1")),
+    wish(pool=VERSION),
     c.GiveBack(session=S1, sequence=1, pool=REST, count=10**9),
     c.AckGeneration(session=S1, sequence=1, pool=REST, generation=99),
     c.SetReserved(account=A, function="f", value=None),
     c.SetReserved(account=A, function="f", value=10**9),
+    c.SetProvisioned(account=A, function="f", qualifier="1", value=None),
+    c.SetProvisioned(account=A, function="f", qualifier="1", value=10**9),
     c.SetAccountLimit(account=A, limit=0),
     c.LeaveWorker(incarnation=W1),
     c.EvictWorker(incarnation=W1),
@@ -62,7 +64,8 @@ def test_ledger_time_never_goes_back_and_moves_by_capped_steps():
 
 
 def test_a_later_command_language_is_not_guessed_at():
-    data = c.encode(c.Batch(stamp=1.0, number=1, commands=())).replace(b"[3,", b"[4,", 1)
+    now, later = b"[%d," % c.VERSION, b"[%d," % (c.VERSION + 1)
+    data = c.encode(c.Batch(stamp=1.0, number=1, commands=())).replace(now, later, 1)
     with pytest.raises(c.UnknownVersionError, match="upgrade"):
         c.decode(data)
 
@@ -101,6 +104,52 @@ def test_a_run_of_a_reservation_that_went_and_came_back_frees_only_its_own_permi
     assert (ledger.charge(F), ledger.free(F)) == (2, 4)
 
 
+def test_what_is_provisioned_is_carved_from_the_reservation_or_else_from_the_rest():
+    ledger = Ledger()
+    apply(ledger, c.SetAccountLimit(account=A, limit=120), provide(8))
+    assert [ledger.limit(pool) for pool in (REST, F, VERSION)] == [112, 0, 8]
+    [refused] = apply(ledger, provide(21))
+    assert refused == c.BelowFloor(account_limit=120, reserved_elsewhere=0, floor=100)
+    [refused] = apply(ledger, c.SetReserved(account=A, function="f", value=7))
+    assert refused == c.AboveReservation(reserved=7, provisioned=8)
+    apply(ledger, c.SetReserved(account=A, function="f", value=10))
+    assert [ledger.limit(pool) for pool in (REST, F, VERSION)] == [110, 2, 8]
+    [refused] = apply(ledger, provide(3, qualifier="2"))
+    assert refused == c.AboveReservation(reserved=10, provisioned=11)
+    apply(ledger, c.SetReserved(account=A, function="f", value=None))
+    assert [ledger.limit(pool) for pool in (REST, F, VERSION)] == [112, 0, 8]
+    [refused] = apply(ledger, c.SetAccountLimit(account=A, limit=7))
+    assert refused == c.BelowFloor(account_limit=7, reserved_elsewhere=8, floor=0)
+    [gone] = apply(ledger, provide(None))
+    assert (gone.changed, ledger.limit(REST), ledger.exists(VERSION)) == (True, 120, False)
+
+
+def test_what_was_provisioned_is_charged_to_where_it_came_from_until_its_runs_end():
+    ledger = Ledger()
+    apply(
+        ledger, c.SetAccountLimit(account=A, limit=120), provide(8), c.OpenSession(frontend="fe1", nonce=1),
+        wish(pool=VERSION, generation=2, waiting=8), provide(None),
+    )
+    assert (ledger.charge(REST), ledger.free(REST), ledger.outstanding(VERSION)) == (8, 112, [S1])
+    assert ledger.precautionary(REST), "who holds them hasn't said what runs"
+    apply(ledger, c.SetReserved(account=A, function="f", value=8))
+    assert (ledger.charge(REST), ledger.charge(F), ledger.free(F)) == (0, 8, 0)
+    apply(
+        ledger, c.AckGeneration(session=S1, sequence=1, pool=VERSION, generation=3),
+        c.GiveBack(session=S1, sequence=2, pool=VERSION, count=5),
+    )
+    assert (ledger.charge(F), ledger.free(F), ledger.outstanding(VERSION)) == (3, 5, [])
+    apply(ledger, c.GiveBack(session=S1, sequence=3, pool=VERSION, count=3))
+    assert VERSION not in set(ledger.pools())
+
+
+def provide(value, qualifier="1"):
+    return c.SetProvisioned(account=A, function="f", qualifier=qualifier, value=value)
+
+
+POOLS = st.sampled_from([REST, F, VERSION])
+
+
 class Walk(RuleBasedStateMachine):
     """Honest frontends over a small account. ``running`` is the truth that limits are about."""
 
@@ -133,7 +182,7 @@ class Walk(RuleBasedStateMachine):
         self.sessions[opened.session] = {"sequence": 0, "runs": {}}
 
     @precondition(lambda self: self.live())
-    @rule(data=st.data(), waiting=st.integers(0, 90), spare=st.integers(0, 20), pool=st.sampled_from([REST, F]))
+    @rule(data=st.data(), waiting=st.integers(0, 90), spare=st.integers(0, 20), pool=POOLS)
     def acquire(self, data, waiting, spare, pool):
         session = data.draw(st.sampled_from(self.live()))
         generation = self.ledger.generation(pool)
@@ -145,14 +194,24 @@ class Walk(RuleBasedStateMachine):
         if got:
             assert self.ledger.charge(pool) <= self.ledger.limit(pool)
             assert self.ledger.account(A).total() <= self.ledger.account(A).limit
+            self.check_reservation(pool)
         runs = self.sessions[session]["runs"]
         apart = "f" in self.ledger.account(A).reserved  # who knows the generation doesn't start f from the rest
         for _ in range(got // 2):
             self.ids += 1
-            runs[f"i{self.ids}"] = (pool, "f" if pool == F or (self.ids % 2 and not apart) else "g")
+            runs[f"i{self.ids}"] = (pool, "f" if pool != REST or (self.ids % 2 and not apart) else "g")
+
+    def check_reservation(self, pool):
+        """What the function runs by the rest, and what may run by its own pools, stays within its reservation."""
+        reservation = self.ledger.account(A).reserved.get("f")
+        if pool == REST or reservation is None:
+            return
+        runs = [run for state in self.sessions.values() for run in state["runs"].values()]
+        may_run = runs.count((REST, "f")) + self.ledger.granted(F) + self.ledger.granted(VERSION)
+        assert may_run <= reservation, (may_run, reservation)
 
     @precondition(lambda self: self.live())
-    @rule(data=st.data(), pool=st.sampled_from([REST, F]))
+    @rule(data=st.data(), pool=POOLS)
     def give_back_idle(self, data, pool):
         session = data.draw(st.sampled_from(self.live()))
         running = sum(p == pool for p, _ in self.sessions[session]["runs"].values())
@@ -173,7 +232,7 @@ class Walk(RuleBasedStateMachine):
             apply(self.ledger, c.EndOfInvocation(session=session, pool=pool, invocation=invocation, incarnation=W1))
 
     @precondition(lambda self: self.live())
-    @rule(data=st.data(), pool=st.sampled_from([REST, F]))
+    @rule(data=st.data(), pool=POOLS)
     def acknowledge(self, data, pool):
         session = data.draw(st.sampled_from(self.live()))
         mine = [f for p, f in self.sessions[session]["runs"].values() if p == pool]
@@ -187,6 +246,10 @@ class Walk(RuleBasedStateMachine):
     @rule(value=st.sampled_from([None, 0, 3, 15]))
     def set_reserved(self, value):
         apply(self.ledger, c.SetReserved(account=A, function="f", value=value))
+
+    @rule(value=st.sampled_from([None, 1, 3, 8]))
+    def set_provisioned(self, value):
+        apply(self.ledger, provide(value))
 
     @precondition(lambda self: self.live())
     @rule(data=st.data())
@@ -206,7 +269,7 @@ class Walk(RuleBasedStateMachine):
     def what_runs_is_covered(self):
         """Conservation: every run has its permit in the ledger, in the pool that it was taken from (invariant 1)."""
         for session, state in self.sessions.items():
-            for pool in (REST, F):
+            for pool in (REST, F, VERSION):
                 running = sum(p == pool for p, _ in state["runs"].values())
                 assert running <= self.block(session, pool), (session, pool, running)
         total = sum(len(state["runs"]) for state in self.sessions.values())
@@ -217,7 +280,10 @@ class Walk(RuleBasedStateMachine):
         """Rule 9: a function with a reservation never runs more than the pool is charged for, wherever it was
         admitted."""
         if "f" in self.ledger.account(A).reserved:
-            running = sum(f == "f" for state in self.sessions.values() for _, f in state["runs"].values())
+            running = sum(
+                function == "f" and not (pool == VERSION and self.ledger.exists(VERSION))
+                for state in self.sessions.values() for pool, function in state["runs"].values()
+            )
             assert running <= self.ledger.charge(F), (running, self.ledger.charge(F))
 
     def teardown(self):

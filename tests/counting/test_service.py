@@ -54,6 +54,11 @@ def set_reserved(region, function, value):
     return call(region, counting_rpc.SET_RESERVED, request, frontend(9))
 
 
+def set_provisioned(region, value, qualifier="1"):
+    request = counting_pb2.SetProvisionedRequest(account=A, function="f", qualifier=qualifier, value=value)
+    return call(region, counting_rpc.SET_PROVISIONED, request, frontend(9))
+
+
 def granted(region, pool_index=0):
     leader = region.services[region.leading()]
     return {str(pool): leader.core.ledger.granted(pool) for pool in leader.core.ledger.pools()}
@@ -140,6 +145,42 @@ def test_reserved_concurrency_is_guarantee_and_ceiling(tmp_path):
             assert caught.value.answer.limit == 0
         limits = await call(region, counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(account=A))
         assert (limits.account_limit, limits.unreserved, dict(limits.reserved)) == (1000, 1000, {"f": 0})
+        for client in clients:
+            await client.stop()
+        await region.close()
+
+    run(main)
+
+
+def test_what_is_provisioned_is_a_pool_of_its_own_within_the_reservation(tmp_path):
+    version = common_pb2.Pool(account=A, kind=common_pb2.Pool.PROVISIONED, function="f", qualifier="1")
+
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        clients = [await client_of(region, n) for n in (1, 2)]
+        await set_reserved(region, "f", 2)
+        for client in clients:
+            await client.take(pool_of("f"))
+        answer = await set_provisioned(region, 1)
+        assert (answer.changed, list(answer.outstanding)) == (True, [])
+        waits = asyncio.create_task(clients[1].take(version))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(waits), 1.0)
+        clients[0].give(pool_of("f"))
+        await waits
+        for pool in (version, pool_of("f")):
+            with pytest.raises(Refused) as caught:
+                await clients[0].take(pool)
+            assert caught.value.answer.limit == 1
+        above = await set_provisioned(region, 3)
+        assert (above.above_reservation.reserved, above.above_reservation.provisioned) == (2, 3)
+        with pytest.raises(Fault, match="value is 0"):
+            await set_provisioned(region, 0)
+        with pytest.raises(Fault, match="qualifier"):
+            await set_provisioned(region, 1, qualifier="")
+        assert (await set_provisioned(region, None)).changed
+        clients[1].give(version)
+        await clients[0].take(pool_of("f"))
         for client in clients:
             await client.stop()
         await region.close()

@@ -1,6 +1,7 @@
 """Rolling upgrades (rule 11), retried changes of limits, and batches that stay within an entry of the log."""
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -102,8 +103,22 @@ def test_a_ledger_that_never_saw_the_second_version_is_dumped_for_members_of_the
     assert dump(ledger).startswith(b'{"format":2,')
     assert b"declared" not in dump(ledger)
     assert load(dump(ledger)).version == 2
-    apply(ledger, c.DeclareDead(incarnation=W1))
+    apply(ledger, c.DeclareDead(incarnation=W1), version=3)
     assert dump(ledger).startswith(b'{"format":3,')
+    assert b"provisioned" not in dump(ledger)
+    apply(ledger, c.SetProvisioned(account=A, function="f", qualifier="1", value=1))
+    assert dump(ledger).startswith(b'{"format":4,')
+
+
+def test_nothing_is_provisioned_while_a_member_does_not_know_the_command():
+    rig = Rig()
+    rig.handle(m.Led(term=1), 0.0)
+    call = m.SetProvisionedCall(call=1, account=A, function="f", qualifier="1", value=5, version=c.PROVISIONING - 1)
+    assert rig.handle(call, 0.1) == [m.AnswerTooOld(call=1, version=c.PROVISIONING - 1)]
+    effects = rig.handle(dataclasses.replace(call, call=2, version=c.PROVISIONING), 0.2)
+    assert [effect for effect in effects if isinstance(effect, m.AnswerLimit)] == [
+        m.AnswerLimit(call=2, generation=1, changed=True, outstanding=())
+    ]
 
 
 def test_the_core_proposes_in_the_version_that_all_know_and_never_goes_back():

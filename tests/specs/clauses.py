@@ -41,10 +41,10 @@ Counting = core.CountingCore
 
 CLAUSES: dict[str, tuple[Edit, ...]] = {
     # ------------------------------------------------------------ 1: blocks
-    "overgrant": (edit(Ledger, "free", "min(self.limit(pool) - self.charge(pool), account.limit - account.total())",
-                       "account.limit - account.total()"),),
-    "noacct": (edit(Ledger, "free", "min(self.limit(pool) - self.charge(pool), account.limit - account.total())",
-                    "self.limit(pool) - self.charge(pool)"),),
+    "overgrant": (edit(Ledger, "free", "own, rest = self.limit(pool) - self.charge(pool),",
+                       "own, rest = account.limit,"),),
+    "noacct": (edit(Ledger, "free", "account.limit - account.total()", "account.limit"),),
+    "nogroup": (edit(Ledger, "free", "room = self.room(pool)", "room = None"),),
     "lentlimit": (edit(Ledger, "free", "account.limit - account.total()",
                        "sum(x.limit - x.total() for x in self.accounts.values())"),),
     "anyorder": (edit(rounds, "acquire", "desk.wishes()[:WISHES_MAX]", "desk.wishes()[::-1]"),),
@@ -141,8 +141,8 @@ CLAUSES: dict[str, tuple[Edit, ...]] = {
     "newonly": (edit(Ledger, "charge", "self.granted(pool) + self.crossing(pool)",
                      "self.granted(pool) + self.crossing(pool) - (pool.kind is PoolKind.UNRESERVED) * sum(\n"
                      "        max(n, 0) for x in self.account(pool.account).crossing.values() for n in x.values())"),),
-    "chargeatack": (edit(Ledger, "crossing", "size if count == WHOLE else", "0 if count == WHOLE else"),),
-    "fencednoxcharge": (edit(Ledger, "crossing", "size = self._size(session, rest)",
+    "chargeatack": (edit(Ledger, "_moved", "size if count == WHOLE else", "0 if count == WHOLE else"),),
+    "fencednoxcharge": (edit(Ledger, "_moved", "size = self._size(session, rest)",
                              "size = self._size(session, rest) if self.is_live(session) else 0"),),
     "oldgengrant": (edit(Ledger, "_may_hold", " or wish.generation != generation", ""),),
     "keepold": (edit(Frontend, "_freed", "    self._send_back(stock, 1, event.function, event.cause)\n",

@@ -11,7 +11,7 @@ from chassis.faults import Fault
 from counting import commands as c
 from counting import messages as m
 from counting.ledger import Ledger
-from counting.words import reserved, unreserved
+from counting.words import provisioned, reserved, unreserved
 from frontend import messages as fm
 from frontend.core import FrontendCore
 from simulation.loop import VirtualClock, run
@@ -40,6 +40,19 @@ def what_another_account_leaves_is_not_lent():
         c.AckGeneration(session=S1, sequence=1, pool=REST, generation=2, moved=()),
     )
     assert ledger.free(reserved(A, "f")) == 10, "of the account's own 200"
+
+
+def what_is_provisioned_of_a_reservation_waits_for_what_runs_by_it():
+    ledger, f, version = Ledger(), reserved(A, "f"), provisioned(A, "f", "1")
+    apply(
+        ledger, c.SetReserved(account=A, function="f", value=2), c.OpenSession(frontend="fe1", nonce=1),
+        c.Acquire(wishes=(wish(pool=f, generation=1, waiting=2),)),
+        c.SetProvisioned(account=A, function="f", qualifier="1", value=1),
+    )
+    [full] = apply(ledger, c.Acquire(wishes=(wish(pool=version, generation=2),)))
+    assert full.grants == (), "two may run by the reservation of two"
+    apply(ledger, c.GiveBack(session=S1, sequence=1, pool=f, count=1))
+    assert (ledger.free(f), ledger.free(version)) == (0, 1)
 
 
 def a_report_counts_for_every_pool_of_its_session():

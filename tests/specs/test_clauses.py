@@ -29,6 +29,7 @@ STORIES: dict[str, Callable[[], Any]] = {
     "overgrant": test_mutants.test_newonly_runs_that_moved_are_still_charged_to_the_old_pool,
     "noacct": test_mutants.test_noacct_a_permit_that_moves_to_another_pool_is_not_made,
     "lentlimit": stories.what_another_account_leaves_is_not_lent,
+    "nogroup": stories.what_is_provisioned_of_a_reservation_waits_for_what_runs_by_it,
     "anyorder":
         test_mutants.test_anyorder_while_requests_wait_a_free_permit_goes_to_the_oldest_and_to_no_top_up,
     "absans": stories.a_grants_size_is_less_own_give_backs_on_their_way,
@@ -87,7 +88,6 @@ STORIES: dict[str, Callable[[], Any]] = {
 }
 
 WITHOUT_A_SWITCH = {
-    "nogroup": "the code has no provisioned pools yet",
     "nolasttry": "a permit never lies idle at a frontend while a request waits there: whoever frees one serves first",
     "reportfirst": "to fence and to report is one call of the worker's core",
     "ackrunonly": "what is accepted and what has begun are one table of the worker's core",

@@ -243,7 +243,10 @@ class World:
                     member.wake = at
                 case cm.Propose(batch=batch):
                     member.proposed.append(c.encode(batch))
-                case cm.AnswerLimit() | cm.AnswerBelowFloor() | cm.AnswerRead() | cm.AnswerNotLeader():
+                case (
+                    cm.AnswerLimit() | cm.AnswerBelowFloor() | cm.AnswerAboveReservation() | cm.AnswerRead()
+                    | cm.AnswerNotLeader()
+                ):
                     assert effect.call not in self.answers, "a call was answered twice"
                     self.answers[effect.call] = effect
                 case _:

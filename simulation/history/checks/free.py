@@ -169,4 +169,7 @@ class FreePermitsAreServed(Check):
 
 
 def _free(record: Level | Room) -> int:
-    return record.limit - record.granted - record.crossing if isinstance(record, Level) else record.room
+    if isinstance(record, Room):
+        return record.room
+    own = record.limit - record.granted - record.crossing
+    return own if record.room is None else min(own, record.room)

@@ -94,6 +94,11 @@ class LimitsHold(Check):
                 f"{level.granted - before.granted} permits of {level.pool} were granted, which made "
                 f"{level.granted + level.crossing} of {level.limit}", before, level,
             )
+        if level.room is not None and level.room < 0:
+            self.violated(
+                f"{level.granted - before.granted} permits of {level.pool} were granted, {-level.room} more than its "
+                "function's reservation", before, level,
+            )
         room = self._rooms.get(level.pool.partition("/")[0])
         if room is not None and room.room < 0:
             self.violated(

@@ -99,6 +99,9 @@ ALSO_HONEST = {
     "a free permit of a pool whose account has none": [
         room(80, 0, C2), wanted(80.1, 9, node=C2), Served(at=85, node=F1, number=9, how="refused"),
         throttled(85, 9, node=C2), *refused("x", 84.9)],
+    "a free permit of a pool whose function's reservation has none": [
+        level(80, 0, limit=1, node=C2, room=0), wanted(80.1, 9, node=C2),
+        Served(at=85, node=F1, number=9, how="refused"), throttled(85, 9, node=C2), *refused("x", 84.9)],
     "a free permit, and a quorum that is slow": [
         wanted(80, 9, node=C2), Proposed(at=80.1, node=C2), *entry(4, 81.5), committed(4, 81.5, C2),
         granted(82.4, 1, node=C2)],
@@ -147,6 +150,9 @@ PLANTED = {
     "more granted than the limit": (1, [
         block(80, 2, node=C2), level(80, 2, limit=1, node=C2), block(80.1, 0, node=C2),
         level(80.1, 0, limit=1, node=C2)]),
+    "more granted than the function has reserved": (1, [
+        block(80, 1, node=C2), level(80, 1, limit=1, node=C2, room=-1), block(80.1, 0, node=C2),
+        level(80.1, 0, limit=1, node=C2, room=0)]),
     "more granted than the account has": (1, [
         block(80, 1, node=C2), room(80, -1, C2), level(80, 1, limit=1, node=C2), block(80.1, 0, node=C2),
         level(80.1, 0, limit=1, node=C2)]),
