@@ -80,8 +80,9 @@ def test_the_command_sees_everything(up: str, state: Path) -> None:
     assert "echo" in {function["name"] for function in report["functions"]}
     env = labda("env", "--target", "compose", state=state)
     assert f"AWS_ENDPOINT_URL=http://127.0.0.1:{PORT}" in env.stdout
-    logs = labda("logs", "echo", "--target", "compose", state=state)
-    assert "START RequestId" in logs.stdout
+    deadline = time.monotonic() + WHOLE_S
+    while "START RequestId" not in (logs := labda("logs", "echo", "--target", "compose", state=state)).stdout:
+        assert time.monotonic() < deadline, logs.stderr
 
 
 def whole(state: Path) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def test_the_loss_of_an_az_under_load_keeps_its_promise(up: str, state: Path) ->
         state=state, timeout_s=300,
     )
     assert said.returncode in {Status.OK, Status.FAILED}, said.stdout + said.stderr
-    assert all(map(is_only_late, json.loads(said.stdout)["violations"])), said.stdout
+    assert all(map(is_only_late, json.loads(said.stdout or "{}").get("violations", [said.stderr]))), said.stdout
 
 
 def test_stopped_and_started_it_knows_its_functions(up: str, state: Path, client) -> None:
