@@ -144,6 +144,6 @@ async def wait(region: Region, state: State) -> None:
         await region.directory.ready(VIEW_S)
     except TimeoutError:
         raise Refusal(
-            f"placement doesn't answer within {VIEW_S:.0f} s: its log is {state.root / 'logs'}; if it stays away, "
-            f"`labda down --state {state.root}` and start again", Status.NO_CLUSTER,
+            f"placement doesn't answer within {VIEW_S:.0f} s: its log is {state.where_logs_are}; if it stays away, "
+            f"`{state.end_command} --state {state.root}` and start again", Status.NO_CLUSTER,
         ) from None

@@ -75,6 +75,16 @@ class State:
         return "embedded"
 
     @property
+    def where_logs_are(self) -> str:
+        """Of the cluster's processes, for people."""
+        return f"in {self.root / 'logs'}"
+
+    @property
+    def end_command(self) -> str:
+        """What ends the cluster and keeps what it stored."""
+        return "labda down"
+
+    @property
     def resolver(self) -> Callable[[str], str] | None:
         """From registered addresses to ones that this host reaches; None where they are the same."""
         return None

@@ -44,6 +44,14 @@ class ContainerState(State):
         return COMPOSE
 
     @property
+    def where_logs_are(self) -> str:
+        return "what `docker logs` shows of its container"
+
+    @property
+    def end_command(self) -> str:
+        return "labda cluster stop"
+
+    @property
     def authority(self) -> Path:
         return self.root / "ca" / "root.pem"
 
