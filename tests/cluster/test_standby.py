@@ -244,7 +244,7 @@ def test_without_placement_warm_and_cold_invokes_go_on(cluster, functions, clien
     await_active(cluster, "placement")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_needs_a_host")
 def test_leases_end_by_the_dozen_under_load(tmp_path):
     cluster = Cluster(tmp_path / "state")
