@@ -4,10 +4,12 @@ answers; also when the frontend that made the update is killed in the middle of 
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
 
+from frontend.settling import DELETION_S_MAX
 from tests.cluster.cluster import archive, call, until
 
 REGION_ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
@@ -82,14 +84,17 @@ def test_a_deletion_during_traffic_ends_in_clean_404s(functions, cluster, client
     name = functions.make(source(0))
     with Traffic(name, [each for _, each in frontends]).running() as traffic:
         until(lambda: len(traffic.answers) > 20, "traffic runs")
+        began = time.monotonic()
         frontends[0][1].delete_function(FunctionName=name)
+        known_to_all = time.monotonic() - began < DELETION_S_MAX
         traffic.newest = -1
         until(lambda: len(traffic.failures) >= 3, "everybody hears of it")
     for failure in traffic.failures:
         assert failure.response["ResponseMetadata"]["HTTPStatusCode"] == 404
         assert failure.response["Error"]["Code"] == "ResourceNotFoundException"
         assert failure.response["Error"]["Message"] == f"Function not found: {REGION_ARN}{name}:$LATEST"
-    assert {before for before, _ in traffic.answers} == {0}, "an invoke after the deletion was answered"
+    # It is answered when all frontends know, or one of them was silent for so long.
+    assert {before for before, _ in traffic.answers} == {0} or not known_to_all, "an invoke after it was answered"
     functions.make(source(7), name=name)
     assert [sum(call(each, name).payload) for _, each in frontends] == [7, 7, 7]
 

@@ -23,7 +23,7 @@ from simulation.region import ConnectionLost, Region
 from simulation.scenario import create, reserve
 from tests.simulation.test_permits import History, holders, quiet
 
-pytestmark = pytest.mark.timeout(600)   # up to 20 s of CPU each, on cores that may have more to do
+pytestmark = pytest.mark.timeout(900)   # up to 20 s of CPU each, on cores that may have more to do
 LIMIT, RATE, RUNS_S = 50, 55.0, 0.5      # 27.5 of 50 in use: 55 %
 TIMEOUT_S = 3
 NOTICED_S = 0.2
