@@ -223,6 +223,9 @@ def test_permits_of_a_killed_frontend_return_by_ends(tmp_path):
         pools = await call(region, counting_rpc.LIST_POOLS, counting_pb2.ListPoolsRequest())
         holders = {holder.session.frontend: (holder.size, holder.state) for holder in pools.pools[0].holders}
         assert holders == {"frontend-az1-1": (1, "counted"), "frontend-az2-1": (2, "live")}
+        assert dict(pools.proofs.fenced) == {"silent": 1, "replaced": 0, "left": 0}
+        assert (pools.proofs.uncounted, sum(pools.proofs.evicted.values())) == (0, 0)
+        assert pools.proofs.rounds == pools.pools[0].rounds >= 1, "the refusal was proved by one"
         await worker.say(Up(leave=Up.Leave()))
         await until(lambda: list(granted(region).values()) == [2])
         for part in (worker, other):
