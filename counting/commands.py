@@ -298,6 +298,21 @@ class MemberGone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """It is a member. `replaced`: the older incarnation of its host, which is gone by its word."""
+
+    replaced: Incarnation | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted:
+    """It is a member no more; `changed` False: it wasn't one any longer."""
+
+    incarnation: Incarnation
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Declared:
     """It is a member no more, and never will be one; `changed` False: that was so before."""
 
@@ -321,7 +336,7 @@ class Counted:
 
 Result = (
     Opened | AcquireDone | Done | Fenced | SequenceGap | LimitSet | BelowFloor | AboveReservation | MemberGone
-    | Declared | Drained | Counted
+    | Joined | Evicted | Declared | Drained | Counted
 )
 
 # ---------------------------------------------------------------- bytes

@@ -12,6 +12,7 @@ from counting import commands as c
 from counting import frontends, limits, report, rounds, workers
 from counting import messages as m
 from counting.desk import Desk, Why
+from counting.fencing import Ending, Proof
 from counting.leadership import Leadership, Timing
 from counting.ledger import Ledger
 from counting.words import Incarnation, Pool
@@ -45,9 +46,9 @@ class CountingCore:
         return self._leading
 
     @property
-    def rounds(self) -> int:
-        """Recall rounds begun in this leadership."""
-        return self._own.rounds
+    def proofs(self) -> report.ProofReport:
+        """For operators: the rounds, fences and evictions of this leadership."""
+        return report.proofs(self._own)
 
     @property
     def commands_waiting(self) -> int:
@@ -220,14 +221,14 @@ class CountingCore:
                 frontends.granted(self._own, result, now)
             case c.Opened(session=session, replaced=replaced):
                 if replaced is not None:
-                    workers.fence_everywhere(self._own, replaced, f"replaced by {session}")
+                    workers.fence_everywhere(self._own, replaced, Ending.REPLACED, f"replaced by {session}")
                 if isinstance(origin, m.Hello) and self._hellos.get(origin.link) is origin:
                     frontends.welcome(self._own, origin, session, now)
                 else:
                     self._own.heard[session] = now  # its stream broke meanwhile: suspected like everybody's
             case c.Drained(session=session, changed=changed):
                 if changed:
-                    workers.fence_everywhere(self._own, session, "silent")
+                    workers.fence_everywhere(self._own, session, Ending.SILENT, "silent")
             case c.Counted(session=session):
                 self._own.fencing.forget(session)
             case c.Fenced(session=session):
@@ -242,21 +243,24 @@ class CountingCore:
                 limits.changed(self._own, origin, result, now)
             case c.BelowFloor() | c.AboveReservation():
                 limits.refused(self._own, origin, result)
+            case c.Joined(replaced=replaced_worker):
+                self._own.fencing.evicted[Proof.REPLACED] += replaced_worker is not None
+                if isinstance(origin, m.Join) and origin.link in self._joins:
+                    workers.joined(self._own, origin, now)
+            case c.Evicted(changed=changed):
+                self._own.fencing.evicted[Proof.TIME] += changed
             case c.Declared():
                 workers.declared(self._own, origin, result)
             case c.MemberGone():
                 if isinstance(origin, m.Join):
                     self._own.do(m.SendEvicted(link=origin.link, cause=cause))
             case c.Done():
-                self._done(origin, now)
+                self._done(origin)
             case _:
                 assert_never(result)
 
-    def _done(self, origin: m.Event | None, now: float) -> None:
+    def _done(self, origin: m.Event | None) -> None:
         match origin:
-            case m.Join():
-                if origin.link in self._joins:
-                    workers.joined(self._own, origin, now)
             case m.GaveBack(pool=pool) if pool in self._own.desks:
                 self._own.busy[pool] = self._own.desks[pool]  # there may be room for its top-up now
             case m.Ended(link=link, invocation=invocation):
@@ -264,7 +268,7 @@ class CountingCore:
             case m.Goodbye(link=link):
                 session = self._own.sessions.get(link)
                 if session is not None and not self._own.ledger.is_live(session):
-                    workers.fence_everywhere(self._own, session, origin.cause)
+                    workers.fence_everywhere(self._own, session, Ending.LEFT, origin.cause)
             case _:
                 pass
 

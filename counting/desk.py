@@ -60,6 +60,7 @@ class Desk:
     round: Round | None = None
     pause_until: float = 0.0    # no round begins before: the one before proved nothing, and those who wait still do
     refused: dict[str, int] = field(default_factory=dict)    # requests by the reason's word, since this leader leads
+    rounds: int = 0     # begun, since this leader leads
     _order: int = 0
 
     def ask(self, session: Session, waiting: tuple[int, ...], spare: int, seen: int, now: float) -> None:
@@ -120,6 +121,7 @@ class Desk:
     def begin(self, number: int, holders: list[Session], deadline: float) -> Round:
         """Begins a round for everybody who waits now."""
         assert self.round is None, f"{self.pool}: round {self.round} is in flight"
+        self.rounds += 1
         self.round = Round(number=number, bound=self._order, deadline=deadline, pending=set(holders))
         return self.round
 

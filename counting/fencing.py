@@ -1,22 +1,42 @@
 """What the leader knows of workers beyond the ledger: who answered a fence, and when each was last given authority.
 
-Volatile: a new leader asks for all reports again and starts every eviction timer anew (rules 6, 7, 10).
+Volatile: a new leader asks for all reports again, starts every eviction timer anew (rules 6, 7, 10) and counts from 0.
 Refuses to know links and commands (core.py).
 """
 
+import enum
 from dataclasses import dataclass, field
 
 from counting.commands import Run
 from counting.words import Incarnation, Pool, Session
 
 
+class Ending(enum.Enum):
+    """Why a frontend's session was fenced at every worker: the word that operators count by."""
+
+    SILENT = "silent"
+    REPLACED = "replaced"   # by another process of that name
+    LEFT = "left"           # it said goodbye
+
+
+class Proof(enum.Enum):
+    """What let a worker be evicted (rule 7)."""
+
+    TIME = "silent"                 # its authority and every timeout are over
+    REPLACED = "replaced"           # by another incarnation of its host, which saw the older one dead
+    DECLARED = "declared dead"      # by an operator
+
+
 @dataclass(slots=True, kw_only=True)
 class Fencing:
-    """`reports`: per draining session, what each member said that it runs. `answered`: monotonic seconds."""
+    """`reports`: per draining session, what each member said that it runs. `answered`: monotonic seconds.
+    `fenced`, `evicted`: how many, since this leadership began."""
 
     reports: dict[Session, dict[Incarnation, set[Run]]] = field(default_factory=dict)
     counting: set[Session] = field(default_factory=set)  # a CountBlocks is on its way
     answered: dict[Incarnation, float] = field(default_factory=dict)
+    fenced: dict[Ending, int] = field(default_factory=lambda: dict.fromkeys(Ending, 0))
+    evicted: dict[Proof, int] = field(default_factory=lambda: dict.fromkeys(Proof, 0))
 
     def report(self, session: Session, incarnation: Incarnation, runs: tuple[Run, ...]) -> None:
         self.reports.setdefault(session, {})[incarnation] = set(runs)

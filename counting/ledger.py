@@ -62,9 +62,11 @@ class Ledger:
                 return self._set_limit(command)
             case c.JoinWorker():
                 return self._join(command)
-            case c.LeaveWorker(incarnation=incarnation) | c.EvictWorker(incarnation=incarnation):
+            case c.LeaveWorker(incarnation=incarnation):
                 self._remove_member(incarnation)
                 return c.Done()
+            case c.EvictWorker(incarnation=incarnation):
+                return c.Evicted(incarnation=incarnation, changed=self._remove_member(incarnation))
             case c.DeclareDead(incarnation=incarnation):
                 return self._declare_dead(incarnation)
             case _:
@@ -449,15 +451,18 @@ class Ledger:
         if self.is_gone(incarnation):
             return c.MemberGone(incarnation=incarnation)
         old = self.members.get(incarnation.host)
+        replaced = None
         if old is not None and old.nonce != incarnation.nonce:
-            self._remove_member(Incarnation(host=incarnation.host, nonce=old.nonce))
+            replaced = Incarnation(host=incarnation.host, nonce=old.nonce)
+            self._remove_member(replaced)
         self.members[incarnation.host] = Member(nonce=incarnation.nonce, timeout_cap_s=command.timeout_cap_s)
-        return c.Done()
+        return c.Joined(replaced=replaced)
 
-    def _remove_member(self, incarnation: Incarnation) -> None:
-        """It runs nothing any more: it isn't waited for, and what was counted on it is free."""
+    def _remove_member(self, incarnation: Incarnation) -> bool:
+        """It runs nothing any more: it isn't waited for, and what was counted on it is free. False: it was no
+        member."""
         if not self.is_member(incarnation):
-            return
+            return False
         del self.members[incarnation.host]
         self.gone.setdefault(incarnation.host, set()).add(incarnation.nonce)
         for session, record in list(self.sessions.items()):
@@ -465,6 +470,7 @@ class Ledger:
             if record.state is SessionState.COUNTED:
                 record.runs = {run for run in record.runs if run.incarnation != incarnation}
                 self._shrink(session, record)
+        return True
 
     def _declare_dead(self, incarnation: Incarnation) -> c.Result:
         if self.is_gone(incarnation):

@@ -84,7 +84,7 @@ def _refusals(metrics: Metrics, core: CountingCore, tally: Tally) -> None:
     metrics.counter("labda_counting_refusals_total", "Requests that got no permit: throttled was proved by a "
                     "round (429), unproven wasn't (503).", refused, ("reason",))
     metrics.counter("labda_counting_recall_rounds_total", "Recall rounds begun since this member leads.",
-                    lambda: core.rounds)
+                    lambda: core.proofs.rounds)
     metrics.counter("labda_counting_recalls_total", "Recalls sent to frontends.", tally.of(m.SendRecall))
 
 
@@ -99,9 +99,12 @@ def _members(metrics: Metrics, core: CountingCore, tally: Tally) -> None:
     metrics.counter("labda_counting_fences_total", "Fences sent to workers.", tally.of(m.SendFence))
     metrics.counter("labda_counting_fences_acknowledged_total", "Fences that workers reported on.",
                     tally.of(m.FenceAcked))
-    metrics.counter("labda_counting_sessions_fenced_total", "Times that a frontend was told that its session is over.",
-                    tally.of(m.SendFenced))
-    metrics.counter("labda_counting_evictions_total", "Workers that were told that they are out of the ledger.",
-                    tally.of(m.SendEvicted))
+    metrics.counter("labda_counting_sessions_fenced_total", "Sessions of frontends that were fenced at every worker "
+                    "since this member leads, by why.",
+                    lambda: {(why,): count for why, count in core.proofs.fenced.items()}, ("why",))
+    metrics.counter("labda_counting_evictions_total", "Workers evicted since this member leads, by what proved that "
+                    "they run nothing.",
+                    lambda: {(proof.replace(" ", "_"),): count for proof, count in core.proofs.evicted.items()},
+                    ("proof",))
     metrics.counter("labda_counting_renewals_total", "Renewals of workers' authority that this leader answered.",
                     tally.of(m.SendRenewed))

@@ -26,7 +26,8 @@ class HolderReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolReport:
-    """`charged`: other pools' permits that count here as well. `outstanding`: (node, seconds until it binds there)."""
+    """`charged`: other pools' permits that count here as well. `outstanding`: (node, seconds until it binds there).
+    `rounds`: recall rounds begun in this leadership. `round_waits_for`: frontends that the one on its way asked."""
 
     pool: Pool
     limit: int
@@ -37,6 +38,20 @@ class PoolReport:
     holders: tuple[HolderReport, ...]
     outstanding: tuple[tuple[str, float], ...]
     refusals: dict[str, int]
+    rounds: int
+    round_waits_for: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofReport:
+    """What this leadership did to learn which permits are free, by its parts' words. `rounds_open`: pools of which a
+    round is on its way now. `uncounted`: sessions of frontends that are fenced and not yet counted, now."""
+
+    rounds: int
+    rounds_open: int
+    fenced: dict[str, int]
+    uncounted: int
+    evicted: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +108,17 @@ def _pool(lead: Leadership, pool: Pool, now: float) -> PoolReport:
         ),
         outstanding=tuple((session.frontend, binds_in_s(lead, session, now)) for session in ledger.outstanding(pool)),
         refusals=dict(sorted(desk.refused.items())) if desk else {},
+        rounds=desk.rounds if desk else 0,
+        round_waits_for=tuple(sorted(s.frontend for s in desk.round.pending)) if desk and desk.round else (),
+    )
+
+
+def proofs(lead: Leadership) -> ProofReport:
+    return ProofReport(
+        rounds=lead.rounds, rounds_open=sum(desk.round is not None for desk in lead.busy.values()),
+        fenced={why.value: count for why, count in lead.fencing.fenced.items()},
+        uncounted=sum(record.state is SessionState.DRAINING for record in lead.ledger.sessions.values()),
+        evicted={proof.value: count for proof, count in lead.fencing.evicted.items()},
     )
 
 

@@ -211,12 +211,17 @@ def to_worker(effect: ToWorker) -> counting_pb2.WorkerAnswer:
 
 def pools_out(core: CountingCore, account: str, now: float, wall: float) -> counting_pb2.ListPoolsAnswer:
     """Every pool with its holders, for operators. `account` empty: all."""
+    proofs = core.proofs
     answer = counting_pb2.ListPoolsAnswer(
         leads_since=wall + core.leads_since - now,
         members=[
             _incarnation_out(Incarnation(host=host, nonce=member.nonce))
             for host, member in sorted(core.ledger.members.items())
         ],
+        proofs=counting_pb2.ListPoolsAnswer.Proofs(
+            rounds=proofs.rounds, rounds_open=proofs.rounds_open, fenced=proofs.fenced, uncounted=proofs.uncounted,
+            evicted=proofs.evicted,
+        ),
     )
     outstanding = counting_pb2.SetReservedAnswer.Outstanding
     for report in core.report(account, now):
@@ -225,6 +230,7 @@ def pools_out(core: CountingCore, account: str, now: float, wall: float) -> coun
             waiting=report.waiting, charged=report.charged, throttled=report.refusals.get(Why.LIMIT.word, 0),
             refusals=report.refusals,
             outstanding=[outstanding(node=node, until=wall + wait_s) for node, wait_s in report.outstanding],
+            rounds=report.rounds, round_waits_for=report.round_waits_for,
         )
         for holder in report.holders:
             status.holders.add(

@@ -7,6 +7,7 @@ from typing import assert_never
 
 from counting import commands as c
 from counting import messages as m
+from counting.fencing import Ending, Proof
 from counting.leadership import Leadership
 from counting.words import Incarnation, Session
 
@@ -82,6 +83,7 @@ def declare_dead(lead: Leadership, call: m.DeclareDeadCall) -> None:
 def declared(lead: Leadership, origin: m.Event | None, result: c.Declared) -> None:
     """It is told, in case that it lives; so is every frontend: nothing is to be started there any more."""
     lead.fencing.answered.pop(result.incarnation, None)
+    lead.fencing.evicted[Proof.DECLARED] += result.changed
     cause = origin.cause if origin is not None else ""
     for link, incarnation in lead.workers.items():
         if incarnation == result.incarnation:
@@ -92,7 +94,8 @@ def declared(lead: Leadership, origin: m.Event | None, result: c.Declared) -> No
         lead.do(m.AnswerDeclared(call=origin.call, changed=result.changed, cause=cause))
 
 
-def fence_everywhere(lead: Leadership, session: Session, cause: str) -> None:
+def fence_everywhere(lead: Leadership, session: Session, why: Ending, cause: str) -> None:
+    lead.fencing.fenced[why] += 1
     lead.heard.pop(session, None)
     for desk in lead.desks.values():
         desk.drop(session)

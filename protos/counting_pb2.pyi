@@ -1341,6 +1341,8 @@ class ListPoolsAnswer(_message.Message):
         CHARGED_FIELD_NUMBER: _builtins.int
         OUTSTANDING_FIELD_NUMBER: _builtins.int
         REFUSALS_FIELD_NUMBER: _builtins.int
+        ROUNDS_FIELD_NUMBER: _builtins.int
+        ROUND_WAITS_FOR_FIELD_NUMBER: _builtins.int
         limit: _builtins.int
         granted: _builtins.int
         generation: _builtins.int
@@ -1350,6 +1352,8 @@ class ListPoolsAnswer(_message.Message):
         """requests that wait now"""
         charged: _builtins.int
         """permits of other pools that count here as well, because of a change of limits"""
+        rounds: _builtins.int
+        """recall rounds begun, since this member leads"""
         @_builtins.property
         def pool(self) -> _common_pb2.Pool: ...
         @_builtins.property
@@ -1361,6 +1365,10 @@ class ListPoolsAnswer(_message.Message):
         @_builtins.property
         def refusals(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
             """by reason, since this member leads"""
+
+        @_builtins.property
+        def round_waits_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """frontends that the round on its way has asked, and that haven't answered"""
 
         def __init__(
             self,
@@ -1375,10 +1383,92 @@ class ListPoolsAnswer(_message.Message):
             charged: _builtins.int = ...,
             outstanding: _abc.Iterable[Global___SetReservedAnswer.Outstanding] | None = ...,
             refusals: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+            rounds: _builtins.int = ...,
+            round_waits_for: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "generation", b"generation", "granted", b"granted", "holders", b"holders", "limit", b"limit", "outstanding", b"outstanding", "pool", b"pool", "refusals", b"refusals", "throttled", b"throttled", "waiting", b"waiting"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "generation", b"generation", "granted", b"granted", "holders", b"holders", "limit", b"limit", "outstanding", b"outstanding", "pool", b"pool", "refusals", b"refusals", "round_waits_for", b"round_waits_for", "rounds", b"rounds", "throttled", b"throttled", "waiting", b"waiting"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Proofs(_message.Message):
+        """What the leader did to learn which permits are free: counted since this member leads, `open` and `uncounted` now."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class FencedEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.int
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.int = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        @_typing.final
+        class EvictedEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.int
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.int = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        ROUNDS_FIELD_NUMBER: _builtins.int
+        ROUNDS_OPEN_FIELD_NUMBER: _builtins.int
+        FENCED_FIELD_NUMBER: _builtins.int
+        UNCOUNTED_FIELD_NUMBER: _builtins.int
+        EVICTED_FIELD_NUMBER: _builtins.int
+        rounds: _builtins.int
+        """recall rounds begun"""
+        rounds_open: _builtins.int
+        """pools of which a round is on its way"""
+        uncounted: _builtins.int
+        """of which not every worker has said what it runs"""
+        @_builtins.property
+        def fenced(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+            """sessions of frontends fenced at every worker: silent, replaced, left"""
+
+        @_builtins.property
+        def evicted(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+            """workers: silent, replaced, declared dead"""
+
+        def __init__(
+            self,
+            *,
+            rounds: _builtins.int = ...,
+            rounds_open: _builtins.int = ...,
+            fenced: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+            uncounted: _builtins.int = ...,
+            evicted: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted", b"evicted", "fenced", b"fenced", "rounds", b"rounds", "rounds_open", b"rounds_open", "uncounted", b"uncounted"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1386,8 +1476,9 @@ class ListPoolsAnswer(_message.Message):
     POOLS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     LEADS_SINCE_FIELD_NUMBER: _builtins.int
+    PROOFS_FIELD_NUMBER: _builtins.int
     leads_since: _builtins.float
-    """Unix seconds: refusals are counted from then on"""
+    """Unix seconds: what is counted is counted from then on"""
     @_builtins.property
     def not_leader(self) -> Global___NotLeader: ...
     @_builtins.property
@@ -1396,6 +1487,8 @@ class ListPoolsAnswer(_message.Message):
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Incarnation]:
         """worker members"""
 
+    @_builtins.property
+    def proofs(self) -> Global___ListPoolsAnswer.Proofs: ...
     def __init__(
         self,
         *,
@@ -1403,10 +1496,11 @@ class ListPoolsAnswer(_message.Message):
         pools: _abc.Iterable[Global___ListPoolsAnswer.PoolStatus] | None = ...,
         members: _abc.Iterable[_common_pb2.Incarnation] | None = ...,
         leads_since: _builtins.float = ...,
+        proofs: Global___ListPoolsAnswer.Proofs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["not_leader", b"not_leader"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_leader", b"not_leader", "proofs", b"proofs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leads_since", b"leads_since", "members", b"members", "not_leader", b"not_leader", "pools", b"pools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leads_since", b"leads_since", "members", b"members", "not_leader", b"not_leader", "pools", b"pools", "proofs", b"proofs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,15 +5,17 @@ Honest and plain: one waiting list and one block per pool, streams to all member
 
 import asyncio
 import itertools
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from chassis.faults import Fault
 from chassis.process import Tasks
-from chassis.rpc import Network, Outbox, converse
+from chassis.rpc import Caller, Network, Outbox, converse
 from protos import common_pb2, counting_pb2, counting_rpc
 
 Up = counting_pb2.FrontendMessage
+WorkerUp = counting_pb2.WorkerMessage
 HEARTBEAT_S = 0.5
 REFUSED_S = 60.0
 
@@ -50,8 +52,9 @@ class Client:
         self._outboxes: dict[str, Outbox[Any]] = {}
         self._ids = itertools.count(1)
         self._sequence = 0
-        self._unapplied: list[Up] = []
+        self._unapplied: deque[Up] = deque()
         self._asking: set[bytes] = set()
+        self._returning: dict[bytes, int] = {}  # permits handed back in this turn of the event loop
         self._tasks = Tasks()
         self._welcomed = asyncio.Event()
 
@@ -112,9 +115,21 @@ class Client:
             self._serve(pool)
 
     def hand_back(self, pool: common_pb2.Pool) -> None:
-        """The run has ended, and its permit goes straight back to the ledger."""
-        self.block(pool).in_use -= 1
-        self._give_back(pool, 1)
+        """The run has ended, and its permit goes straight back to the ledger: with what else does so in this turn of
+        the event loop, in one message, as a frontend gives back what is idle."""
+        key = pool.SerializeToString(deterministic=True)
+        block = self.block(pool)
+        block.in_use -= 1
+        block.size -= 1
+        if key not in self._returning:
+            self._returning[key] = 0
+            asyncio.get_running_loop().call_soon(self._return, key, pool)
+        self._returning[key] += 1
+
+    def _return(self, key, pool):
+        count = self._returning.pop(key, 0)
+        if count:
+            self._send_back(pool, count)
 
     def give_back_idle(self, pool) -> int:
         block = self.block(pool)
@@ -125,6 +140,9 @@ class Client:
 
     def _give_back(self, pool, count):
         self.block(pool).size -= count
+        self._send_back(pool, count)
+
+    def _send_back(self, pool, count):
         self._numbered(Up(give_back=Up.GiveBack(pool=pool, generation=self._generation(pool), count=count)))
 
     def _numbered(self, message):
@@ -213,7 +231,7 @@ class Client:
         if self.session is not None and welcome.session.epoch != self.session.epoch:
             self._forget()
         self.session, self.leader = welcome.session, node
-        self._unapplied = [m for m in self._unapplied if m.sequence > welcome.applied_sequence]
+        self._unapplied = deque(m for m in self._unapplied if m.sequence > welcome.applied_sequence)
         self._sequence = max(self._sequence, welcome.applied_sequence)
         for message in self._unapplied:
             self._put(message)
@@ -224,15 +242,17 @@ class Client:
 
     def _on_grant(self, node, answer, grant):
         block = self.block(grant.pool)
+        while self._unapplied and self._unapplied[0].sequence <= grant.applied_sequence:
+            self._unapplied.popleft()
         own = sum(
-            m.give_back.count for m in self._unapplied
-            if m.sequence > grant.applied_sequence and m.HasField("give_back") and m.give_back.pool == grant.pool
+            m.give_back.count for m in self._unapplied if m.HasField("give_back") and m.give_back.pool == grant.pool
         )
-        block.size = grant.size - own
+        block.size = grant.size - own - self._returning.get(grant.pool.SerializeToString(deterministic=True), 0)
         block.seen = answer.stamp.index
         self._serve(grant.pool)
 
     def _on_recall(self, node, answer, recall):
+        self._return(recall.pool.SerializeToString(deterministic=True), recall.pool)
         self._serve(recall.pool)
         back = self.give_back_idle(recall.pool)
         block = self.block(recall.pool)
@@ -267,6 +287,58 @@ class Client:
 
     def _forget(self):
         self.session = None
-        self._sequence, self._unapplied = 0, []
+        self._sequence, self._unapplied, self._returning = 0, deque(), {}
         for block in self.held.values():
             block.size = block.in_use = block.old = block.seen = 0
+
+
+class WorkerClient:
+    """A worker's stream to every member: joins, renews, fences and reports what it is told that runs."""
+
+    def __init__(self, region: Any, host: str = "h7", nonce: int = 70) -> None:
+        self.region, self.host, self.nonce = region, host, nonce
+        self.streams: dict[str, Any] = {}
+        self.joined = asyncio.Event()
+        self.fenced: list[common_pb2.Session] = []
+        self.renewed: list[float] = []
+        self.running: list[counting_pb2.Running] = []
+        self.leader = ""
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> "WorkerClient":
+        caller = Caller(service="worker", node=f"worker-{self.host}", az="az1", host=self.host)
+        for name, address in self.region.addresses.items():
+            channel = self.region.network(caller).connect(address, service="counting", node=name)
+            stream = self.streams[name] = channel.stream(counting_rpc.WORKER)
+            incarnation = common_pb2.Incarnation(host=self.host, nonce=self.nonce)
+            await stream.send(WorkerUp(join=WorkerUp.Join(incarnation=incarnation, timeout_cap_s=900)))
+            self.tasks.append(asyncio.create_task(self.hear(name, stream)))
+        await asyncio.wait_for(self.joined.wait(), 5)
+        return self
+
+    async def hear(self, name: str, stream: Any) -> None:
+        while True:
+            try:
+                answer = await stream.receive()
+            except Fault:
+                return
+            if answer is None:
+                return
+            match answer.WhichOneof("message"):
+                case "joined":
+                    self.leader = name
+                    self.joined.set()
+                case "renewed":
+                    self.renewed.append(answer.renewed.authority_s)
+                case "fence":
+                    self.fenced.append(answer.fence.session)
+                    report = WorkerUp.FenceAck(session=answer.fence.session, running=self.running)
+                    await stream.send(WorkerUp(fence_ack=report))
+
+    async def say(self, message: counting_pb2.WorkerMessage) -> None:
+        await self.streams[self.leader].send(message)
+
+    async def stop(self) -> None:
+        for stream in self.streams.values():
+            stream.cancel()
+        await asyncio.gather(*self.tasks)

@@ -31,9 +31,10 @@ class Processes:
         self.directory = directory
         self.authority = Authority.create()
         nodes = [counting(n).node for n in (1, 2, 3)]
-        addresses = [f"127.0.0.1:{port}" for port in free_ports(6)]
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(9)]
         self.addresses = dict(zip(nodes, addresses[:3], strict=True))
-        self.raft = dict(zip(nodes, addresses[3:], strict=True))
+        self.raft = dict(zip(nodes, addresses[3:6], strict=True))
+        self.metrics = dict(zip(nodes, addresses[6:], strict=True))
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def network(self, caller: Caller) -> GrpcNetwork:
@@ -50,7 +51,7 @@ class Processes:
         settings = CountingConfig(
             node=NodeConfig(
                 service="counting", node=caller.node, az=caller.az, host=caller.host,
-                listen=self.addresses[caller.node], placement=(), tls=files,
+                listen=self.addresses[caller.node], placement=(), tls=files, metrics_listen=self.metrics[caller.node],
             ),
             directory=str(folder / "raft"), members=self.raft,
         )

@@ -1,5 +1,6 @@
 """Three counting members in one process, over memory or gRPC: the real service, real files, real Raft."""
 
+import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 from chassis.certificates import TlsFiles
 from chassis.clock import Clock
 from chassis.config import NodeConfig
+from chassis.memory_network import Fabric
 from chassis.rpc import Caller, Network
 from counting.commands import VERSION
 from counting.config import CountingConfig
 from counting.raft import member
 from counting.service import CountingService
 from protos import common_pb2
+from simulation.loop import VirtualClock, VirtualLoop
 
 A = "000000000000"
 REST = common_pb2.Pool(account=A, kind=common_pb2.Pool.UNRESERVED)
@@ -32,6 +35,7 @@ def frontend(n: int) -> Caller:
 
 OPERATOR = Caller(service="operator", node="cli", az="az1", host="h1")
 NO_TLS = TlsFiles(authority="", certificate="", key="")
+SERVED, RAFT = ["c1:1", "c2:1", "c3:1"], ["c1:2", "c2:2", "c3:2"]
 
 
 class Region:
@@ -98,3 +102,27 @@ class Region:
     def network(self, caller: Caller) -> Network:
         network: Network = self.network_of(caller)
         return network
+
+
+async def region_in_memory(loop: VirtualLoop, directory: Path, **settings: Any) -> Region:
+    fabric = Fabric()
+    region = Region(
+        directory, fabric.network, VirtualClock(loop), SERVED, RAFT, durable=False, **settings
+    )
+    return await region.start_all()
+
+
+async def call(
+    region: Region, method: Any, request: Any, caller: Caller = OPERATOR, timeout_s: float = 15.0
+) -> Any:
+    """Asks the leader, following what followers say."""
+    channels = {name: region.network(caller).connect(a, service="counting", node=name)
+                for name, a in region.addresses.items() if name in region.services}
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        for channel in channels.values():
+            answer = await channel.call(method, request, timeout_s=timeout_s)
+            if not answer.HasField("not_leader"):
+                return answer
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.05)

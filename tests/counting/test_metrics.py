@@ -2,6 +2,7 @@
 
 from chassis.metrics import LABEL_SETS_MAX, OTHER, Metrics
 from counting import messages as m
+from counting.leadership import Timing
 from counting.metrics import measure
 from counting.words import Incarnation, reserved
 from tests.counting.rig import Rig
@@ -58,8 +59,40 @@ def test_a_silent_holder_is_an_unproven_refusal_then_a_fence():
     rig.handle(m.Tick(), 10.5)
     assert read("refusals_total") == {("throttled",): 0, ("unproven",): 1}
     assert read("fences_total") == {(): 1}
+    assert read("sessions_fenced_total") == {("silent",): 1, ("replaced",): 0, ("left",): 0}
     assert read("sessions") == {("live",): 1, ("draining",): 1, ("counted",): 0}
     assert read("workers") == {(): 1}
+
+
+def test_an_eviction_is_counted_by_what_proved_it():
+    def evicted(*, silent=0, replaced=0, declared=0):
+        return {("silent",): silent, ("replaced",): replaced, ("declared_dead",): declared}
+
+    rig, read = watched()
+    old, new, other = (Incarnation(host=host, nonce=nonce) for host, nonce in (("h1", 1), ("h1", 2), ("h2", 1)))
+    for link, worker in ((8, old), (9, other), (10, new)):
+        rig.handle(m.Join(link=link, incarnation=worker, timeout_cap_s=3.0), 0.1)
+    assert read("evictions_total") == evicted(replaced=1)
+    rig.handle(m.LinkLost(link=9), 0.2)
+    for _ in range(2):
+        rig.handle(m.DeclareDeadCall(call=2, incarnation=other), 0.2)
+    assert read("evictions_total") == evicted(replaced=1, declared=1), "once, however often it is said"
+    rig.handle(m.Leave(link=10), 0.3)
+    rig.handle(m.Tick(), 1000.0)
+    assert read("evictions_total") == evicted(replaced=1, declared=1), "who left isn't evicted"
+    rig.handle(m.Join(link=11, incarnation=Incarnation(host="h3", nonce=1), timeout_cap_s=3.0), 1000.0)
+    rig.handle(m.Tick(), 1000.0 + Timing().evict_after_s(3.0))
+    assert read("evictions_total") == evicted(silent=1, replaced=1, declared=1)
+    rig.handle(m.Led(term=9), 2000.0)
+    assert read("evictions_total") == evicted(), "a new leader counts from 0"
+
+
+def test_a_session_that_ends_is_fenced_by_why_it_ended():
+    rig, read = watched()
+    rig.handle(hello(3, "fe1", nonce=2), 0.1)
+    rig.handle(m.Goodbye(link=2, sequence=1), 0.1)
+    assert read("sessions_fenced_total") == {("silent",): 0, ("replaced",): 1, ("left",): 1}
+    assert rig.core.proofs.uncounted == 0
 
 
 def test_pools_are_told_apart_up_to_a_bound():

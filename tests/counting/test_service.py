@@ -9,40 +9,17 @@ from chassis.faults import Fault
 from chassis.memory_network import Fabric, Link
 from protos import common_pb2, counting_pb2, counting_rpc
 from simulation.loop import VirtualClock, run
-from tests.counting.client import Client, Refused
-from tests.counting.region import OPERATOR, REST, A, Region, frontend, pool_of
+from tests.counting.client import Client, Refused, WorkerClient
+from tests.counting.region import RAFT, REST, SERVED, A, Region, call, frontend, pool_of, region_in_memory
 
 Up = counting_pb2.WorkerMessage
 SUSPECT_S = 3.0
-SERVED, RAFT = ["c1:1", "c2:1", "c3:1"], ["c1:2", "c2:2", "c3:2"]
-
-
-async def region_in_memory(loop, directory, **settings) -> Region:
-    fabric = Fabric()
-    region = Region(
-        directory, fabric.network, VirtualClock(loop), SERVED, RAFT, durable=False, **settings
-    )
-    return await region.start_all()
 
 
 async def client_of(region, n, nonce=1):
     client = await Client(region.network(frontend(n)), frontend(n).node, region.addresses, nonce).start()
     await client.welcomed()
     return client
-
-
-async def call(region, method, request, caller=OPERATOR, timeout_s=15.0):
-    """Asks the leader, following what followers say."""
-    channels = {name: region.network(caller).connect(a, service="counting", node=name)
-                for name, a in region.addresses.items() if name in region.services}
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while True:
-        for channel in channels.values():
-            answer = await channel.call(method, request, timeout_s=timeout_s)
-            if not answer.HasField("not_leader"):
-                return answer
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.05)
 
 
 def set_limit(region, limit):
@@ -188,56 +165,6 @@ def test_what_is_provisioned_is_a_pool_of_its_own_within_the_reservation(tmp_pat
     run(main)
 
 
-class WorkerClient:
-    """A worker's stream to every member: joins, renews, fences and reports what it is told that runs."""
-
-    def __init__(self, region, host="h7", nonce=70):
-        self.region, self.host, self.nonce = region, host, nonce
-        self.streams, self.joined, self.fenced, self.renewed = {}, asyncio.Event(), [], []
-        self.running: list[counting_pb2.Running] = []
-        self.leader = ""
-        self.tasks = []
-
-    async def start(self):
-        from chassis.rpc import Caller
-
-        caller = Caller(service="worker", node=f"worker-{self.host}", az="az1", host=self.host)
-        for name, address in self.region.addresses.items():
-            channel = self.region.network(caller).connect(address, service="counting", node=name)
-            stream = self.streams[name] = channel.stream(counting_rpc.WORKER)
-            incarnation = common_pb2.Incarnation(host=self.host, nonce=self.nonce)
-            await stream.send(Up(join=Up.Join(incarnation=incarnation, timeout_cap_s=900)))
-            self.tasks.append(asyncio.create_task(self.hear(name, stream)))
-        await asyncio.wait_for(self.joined.wait(), 5)
-        return self
-
-    async def hear(self, name, stream):
-        while True:
-            try:
-                answer = await stream.receive()
-            except Fault:
-                return
-            if answer is None:
-                return
-            match answer.WhichOneof("message"):
-                case "joined":
-                    self.leader = name
-                    self.joined.set()
-                case "renewed":
-                    self.renewed.append(answer.renewed.authority_s)
-                case "fence":
-                    self.fenced.append(answer.fence.session)
-                    await stream.send(Up(fence_ack=Up.FenceAck(session=answer.fence.session, running=self.running)))
-
-    async def say(self, message):
-        await self.streams[self.leader].send(message)
-
-    async def stop(self):
-        for stream in self.streams.values():
-            stream.cancel()
-        await asyncio.gather(*self.tasks)
-
-
 def test_permits_of_a_killed_frontend_return_by_ends(tmp_path):
     async def main(loop):
         region = await region_in_memory(loop, tmp_path)
@@ -264,6 +191,9 @@ def test_permits_of_a_killed_frontend_return_by_ends(tmp_path):
         pools = await call(region, counting_rpc.LIST_POOLS, counting_pb2.ListPoolsRequest())
         holders = {holder.session.frontend: (holder.size, holder.state) for holder in pools.pools[0].holders}
         assert holders == {"frontend-az1-1": (1, "counted"), "frontend-az2-1": (2, "live")}
+        assert dict(pools.proofs.fenced) == {"silent": 1, "replaced": 0, "left": 0}
+        assert (pools.proofs.uncounted, sum(pools.proofs.evicted.values())) == (0, 0)
+        assert pools.proofs.rounds == pools.pools[0].rounds >= 1, "the refusal was proved by one"
         await worker.say(Up(leave=Up.Leave()))
         await until(lambda: list(granted(region).values()) == [2])
         for part in (worker, other):

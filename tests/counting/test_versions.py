@@ -14,10 +14,10 @@ from counting.snapshot import dump, load
 from counting.words import Incarnation, Session, reserved, unreserved
 from protos import common_pb2, counting_pb2, counting_rpc
 from simulation.loop import run
-from tests.counting.region import A, frontend
+from tests.counting.region import A, call, frontend, region_in_memory
 from tests.counting.rig import Rig
 from tests.counting.test_core import ask, hello, of
-from tests.counting.test_service import call, region_in_memory, until
+from tests.counting.test_service import until
 
 REST, F = unreserved(A), reserved(A, "f")
 W1 = Incarnation(host="h1", nonce=1)

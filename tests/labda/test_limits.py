@@ -23,8 +23,9 @@ def holder(frontend, state="live", **fields):
     return Answer.Holder(session=common_pb2.Session(frontend=frontend, epoch=1), state=state, **fields)
 
 
-def report(*pools):
-    return {"refusals_since": NOON, "pools": [limits.describe(status) for status in pools]}
+def report(*pools, proofs=None):
+    said = limits.proofs(proofs or Answer.Proofs())
+    return {"refusals_since": NOON, **said, "pools": [limits.describe(status) for status in pools]}
 
 
 BUSY = pool(
@@ -35,6 +36,11 @@ BUSY = pool(
         holder("frontend-az3-1", "counted", size=1, in_use=1, until=NOON + 61),
     ],
     outstanding=[counting_pb2.SetReservedAnswer.Outstanding(node="frontend-az2-1", until=NOON + 62)],
+    rounds=1207, round_waits_for=["frontend-az1-1"],
+)
+PROOFS = Answer.Proofs(
+    rounds=1301, rounds_open=1, fenced={"silent": 2, "replaced": 1, "left": 0}, uncounted=1,
+    evicted={"silent": 1, "replaced": 0, "declared dead": 0},
 )
 
 
@@ -52,6 +58,7 @@ def test_a_program_gets_every_part_of_a_pool():
         ],
         "pending_change": {"charged": 1, "outstanding": [{"frontend": "frontend-az2-1", "until": NOON + 62}]},
         "refusals": {"limit": 1204, "not yet counted": 3},
+        "rounds": {"begun": 1207, "waits_for": ["frontend-az1-1"]},
     }
     json.dumps(found)
 
@@ -65,10 +72,25 @@ def test_a_person_sees_who_holds_what_and_who_is_waited_for():
     for said in (
         "1,204 limit, 3 not yet counted", "2 running, 1 idle", "gone: 3 not yet counted, waits for host-az3-1",
         "gone: 1 still running there", "1 permits of other pools count here", "frontend-az2-1 is to acknowledge it",
+        "waits for frontend-az1-1",
     ):
         assert said in text
     assert max(map(len, lines)) <= 120
     assert not any(line.endswith(" ") for line in lines)
+
+
+def test_rounds_fences_and_evictions_are_told_since_the_leader_leads():
+    found = report(BUSY, proofs=PROOFS)
+    assert found["recall_rounds"] == {"begun": 1301, "under_way": 1}
+    assert found["fenced_frontends"] == {"by_reason": {"left": 0, "replaced": 1, "silent": 2}, "not_yet_counted": 1}
+    assert found["evicted_workers"] == {"declared dead": 0, "replaced": 0, "silent": 1}
+    lines = limits.render(found).splitlines()
+    assert lines[-1].partition("   ")[2] == (
+        "recall rounds 1,301, 1 under way; frontends fenced 3 (1 replaced, 2 silent), 1 not yet counted; "
+        "workers evicted 1 (1 silent)"
+    )
+    quiet = limits.render(report()).splitlines()[-1]
+    assert quiet.endswith("recall rounds 0; frontends fenced 0; workers evicted 0")
 
 
 def test_many_pools_at_rest_give_way_to_those_where_something_happens():
