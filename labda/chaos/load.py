@@ -271,4 +271,7 @@ def _refusal(reply: Reply) -> dict[str, Any]:
         reason = detail
     if not reason and isinstance(told, dict):
         reason = str(told.get("errorMessage") or told.get("message") or told.get("Message") or "")
-    return {"error": kind or f"HTTP {reply.status}", "reason": reason[:200], "explained": bool(kind and detail)}
+    return {
+        "error": kind or f"HTTP {reply.status}", "reason": reason[:200], "explained": bool(kind and detail),
+        "retry_after": reply.header("retry-after"),
+    }

@@ -20,6 +20,8 @@ WRITE_EVERY_S = 5.0
 WRITES_AGAIN_S = 15.0
 AFTERWARDS_S = 10.0     # of load, where the fault ends before the load does
 LOOK_S = 0.5
+KILL_EVERY_S = 10.0
+HEALED_S = 2.0          # after a lost quorum is back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +38,14 @@ class Scenario:
     scaled: bool = False            # ``lasts_s`` is scaled like the cluster's leases
     targets: tuple[str, ...] = BOTH
     known: tuple[str, ...] = ()     # further functions, deployed beforehand and never invoked until the scenario does
+    links: bool = False             # it breaks links, which have to go through a proxy: `labda up --breakable`
 
 
 NOTHING_FAILS = Promise(fails=False)
 # The endpoint looks every 200 ms, and a check may just have passed.
 IN_FLIGHT = Promise(notice_s=0.0)
 NOTICED = Promise(notice_s=1.0)
+STEADY = Promise(fails=False, leaders_per_min=1.0)
 
 
 async def _worker_kill(stage: Stage) -> None:
@@ -75,6 +79,71 @@ async def _placement_kill(stage: Stage) -> None:
 
 async def _counting_kill(stage: Stage) -> None:
     await stage.kill([stage.leading("counting").node])
+    await stage.wait(stage.lasts_s)
+
+
+async def _counting_kills(stage: Stage) -> None:
+    until = now() + stage.lasts_s
+    while now() < until:
+        await stage.kill([(await stage.leader("counting")).node])
+        await stage.wait(max(0.0, min(KILL_EVERY_S, until - now())))
+
+
+async def _counting_all_kill(stage: Stage) -> None:
+    await stage.kill([node.node for node in stage.nodes("counting")])
+    await stage.wait(stage.lasts_s)
+
+
+async def _counting_stop(stage: Stage) -> None:
+    await _stopped(stage, [stage.leading("counting").node])
+
+
+async def _counting_quorum(stage: Stage) -> None:
+    members = [node.node for node in stage.nodes("counting")]
+    leader = stage.leading("counting").node
+    others = sorted(set(members) - {leader})
+    stage.rng.shuffle(others)
+    await _stopped(stage, [leader, *others][:len(members) // 2 + 1])
+
+
+async def _stopped(stage: Stage, nodes: list[str]) -> None:
+    await stage.stop(nodes)
+    await stage.wait(stage.lasts_s)
+    await stage.go_on(nodes)
+    await stage.all_serve()
+    await _afterwards(stage)
+
+
+async def _counting_deaf(stage: Stage) -> None:
+    await _deaf(stage, stage.leading("counting").node)
+
+
+async def _counting_deaf_follower(stage: Stage) -> None:
+    leader = stage.leading("counting").node
+    await _deaf(stage, stage.rng.choice([node.node for node in stage.nodes("counting") if node.node != leader]))
+
+
+async def _deaf(stage: Stage, node: str) -> None:
+    await stage.deafen(node)
+    await _mended(stage, node)
+
+
+async def _counting_cut(stage: Stage) -> None:
+    node = stage.leading("counting").node
+    await stage.isolate(node)
+    await _mended(stage, node)
+
+
+async def _mended(stage: Stage, node: str) -> None:
+    await stage.wait(stage.lasts_s)
+    await stage.mend(node)
+    await stage.all_serve()
+    await _afterwards(stage)
+
+
+async def _frontends_kill(stage: Stage) -> None:
+    frontends = [node.node for node in stage.nodes("frontend")]
+    await stage.hold(stage.rng.sample(frontends, (len(frontends) + 1) // 2))
     await stage.wait(stage.lasts_s)
 
 
@@ -201,6 +270,49 @@ SCENARIOS = {scenario.name: scenario for scenario in (
         name="counting-kill", act=_counting_kill, promise=NOTHING_FAILS,
         does="SIGKILL to the leader of counting",
         promises="no request fails",
+    ),
+    Scenario(
+        name="counting-kills", act=_counting_kills, promise=NOTHING_FAILS, lasts_s=180.0,
+        does="SIGKILL to whichever member leads counting, every 10 s for 3 min",
+        promises="no request fails",
+    ),
+    Scenario(
+        name="counting-all-kill", act=_counting_all_kill, promise=NOTHING_FAILS,
+        does="SIGKILL to every member of counting at the same moment; they are started again",
+        promises="no request fails, every limit is there",
+    ),
+    Scenario(
+        name="counting-stop", act=_counting_stop, promise=STEADY, lasts_s=8.0, targets=(EMBEDDED,),
+        does="SIGSTOP to the leader of counting for 8 s; then it continues",
+        promises="no request fails; one change of the leader",
+    ),
+    Scenario(
+        name="counting-quorum", act=_counting_quorum, lasts_s=60.0, targets=(EMBEDDED,),
+        promise=Promise(fails=False, refuses=(503,), healed_s=HEALED_S),
+        does="SIGSTOP to a majority of counting, its leader too, for 60 s; then they continue",
+        promises="permits that are held serve on; a request beyond them gets a 503 that says why and when to come "
+                 "again; 2 s after they continue none does",
+    ),
+    Scenario(
+        name="counting-deaf", act=_counting_deaf, promise=STEADY, lasts_s=60.0, targets=(EMBEDDED,), links=True,
+        does="the leader of counting hears nobody for 60 s, and is heard",
+        promises="no request fails; at most one change of the leader per minute",
+    ),
+    Scenario(
+        name="counting-deaf-follower", act=_counting_deaf_follower, promise=STEADY, lasts_s=60.0, targets=(EMBEDDED,),
+        links=True,
+        does="another member of counting hears nobody for 60 s, and is heard",
+        promises="as counting-deaf",
+    ),
+    Scenario(
+        name="counting-cut", act=_counting_cut, promise=STEADY, lasts_s=20.0, targets=(EMBEDDED,), links=True,
+        does="the leader of counting is cut off from members, frontends and workers for 20 s",
+        promises="as counting-deaf",
+    ),
+    Scenario(
+        name="frontends-kill", act=_frontends_kill, promise=NOTICED,
+        does="SIGKILL to half of the frontends, rounded up; they stay away",
+        promises="as frontend-kill",
     ),
     Scenario(
         name="az-loss", act=_az_loss, prepare=_gather, promise=NOTICED,

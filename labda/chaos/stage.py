@@ -10,15 +10,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 
 from labda.api import Api
+from labda.chaos.faults import GIVES, GIVES_BACK
 from labda.chaos.hands import Hands
 from labda.chaos.history import Fault, Record, Write, now
 from labda.chaos.load import Load
+from labda.chaos.proxy import LinkFault
 from labda.refusal import Refusal
 from labda.region import Node, Region
 
 LOOK_S = 0.05
 SERVES_S = 60.0         # how long it may take until everything serves again
 WRITE_S = 20.0          # for an answer to a write
+STALLED = LinkFault(stalled=True)
 ROLES = {"counting": "leader", "placement": "active", "worker_manager": "active"}
 _WORDS = {"counting": "the leader of counting", "placement": "the active placement",
           "worker_manager": "the active manager"}
@@ -42,7 +45,7 @@ class Stage:
         self._open_api = open_api
         self._writes = 0
         self._expected = {node.node for node in region.nodes}
-        self._held: set[str] = set()
+        self._owed: dict[str, set[str]] = {}    # nodes, by the deed that gives them back
         self._past: dict[str, int] = {}     # nonces of processes that were ended: the view may still show them
 
     # ------------------------------------------------------------ what is there
@@ -70,6 +73,17 @@ class Stage:
             if node.role == ROLES[service] and node.health == "serving":
                 return node
         raise Refusal(f"no {service} is {ROLES[service]} now: `labda status` shows what is away")
+
+    async def leader(self, service: str) -> Node:
+        """Waits for one. Raises Refusal."""
+        deadline = now() + SERVES_S
+        while True:
+            try:
+                return self.leading(service)
+            except Refusal:
+                if now() > deadline:
+                    raise
+            await asyncio.sleep(LOOK_S)
 
     def roles(self, nodes: Sequence[str]) -> tuple[str, ...]:
         return tuple(
@@ -112,6 +126,32 @@ class Stage:
     async def heal(self, az: str) -> None:
         await self._do("heal", self.everything(az=az), lambda: self.hands.heal(az))
 
+    async def stop(self, nodes: Sequence[str]) -> None:
+        await self._do("stop", nodes, lambda: self.hands.stop(nodes))
+
+    async def go_on(self, nodes: Sequence[str]) -> None:
+        await self._do("continue", nodes, lambda: self.hands.go_on(nodes))
+
+    async def deafen(self, node: str) -> None:
+        """Nothing that others say on counting's links reaches it; what it says arrives."""
+        ways = [(other, node) for other in self._linked(node)]
+        await self._do("strike", [node], lambda: self.hands.strike(ways, STALLED), how="it hears nobody")
+
+    async def isolate(self, node: str) -> None:
+        """On counting's links it hears nobody and nobody hears it."""
+        ways = [way for other in self._linked(node) for way in ((other, node), (node, other))]
+        await self._do("strike", [node], lambda: self.hands.strike(ways, STALLED), how="cut off from counting's links")
+
+    async def mend(self, node: str) -> None:
+        ways = [way for other in self._linked(node) for way in ((other, node), (node, other))]
+        await self._do("mend", [node], lambda: self.hands.mend(ways))
+
+    def _linked(self, node: str) -> list[str]:
+        """Who has a link of counting with it: a member with everybody that counts, everybody else with the members."""
+        members = {one.node for one in self.nodes("counting")}
+        counts = members | {one.node for one in self.nodes() if one.service in {"frontend", "worker"}}
+        return sorted((counts if node in members else members) - {node})
+
     async def unseat(self, leader: Node) -> None:
         """Before the load: another one leads afterwards, and this one serves again."""
         self._end([leader.node])
@@ -119,10 +159,9 @@ class Stage:
         await self.all_serve()
 
     async def restore(self) -> None:
-        """What is still away is given back."""
-        held = sorted(self._held)
-        if held:
-            await self._do("release", held, self.hands.restore)
+        """What is still away or broken is given back."""
+        for action in [action for action, nodes in self._owed.items() if nodes]:
+            await self._do(action, sorted(self._owed[action]), self.hands.restore)
 
     async def write(self, function: str) -> Write:
         """A change of this function's configuration by the public API, and what came of it."""
@@ -164,16 +203,18 @@ class Stage:
     def _end(self, nodes: Sequence[str]) -> None:
         self._past.update({node.node: node.nonce for node in self._region.nodes if node.node in nodes})
 
-    async def _do(self, action: str, nodes: Sequence[str], deed: Callable[[], Awaitable[None]]) -> None:
+    async def _do(
+        self, action: str, nodes: Sequence[str], deed: Callable[[], Awaitable[None]], *, how: str = ""
+    ) -> None:
         roles = self.roles(nodes)
         if action in {"kill", "hold", "restart"}:
             self._end(nodes)
-        if action in {"hold", "cut"}:
-            self._held.update(nodes)
-        elif action in {"release", "heal"}:
-            self._held.difference_update(nodes)
+        if action in GIVES_BACK:
+            self._owed.setdefault(GIVES_BACK[action], set()).update(nodes)
+        elif action in GIVES:
+            self._owed.get(action, set()).difference_update(nodes)
         at = now()
         await deed()
-        fault = Fault(at=at, done=now(), action=action, nodes=tuple(nodes), held=roles)
+        fault = Fault(at=at, done=now(), action=action, nodes=tuple(nodes), held=roles, how=how)
         self._tell(fault)
         self._say(fault)

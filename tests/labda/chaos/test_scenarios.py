@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from labda.chaos.faults import GIVES, GIVES_BACK
 from labda.chaos.hands import Place
 from labda.chaos.history import Fault, Record, Write, of_type
-from labda.chaos.scenarios import BOTH, COLD, SCENARIOS
+from labda.chaos.proxy import LinkFault, Way
+from labda.chaos.scenarios import COLD, COMPOSE, SCENARIOS
 from labda.chaos.stage import Stage
 from protos import placement_pb2
 
@@ -65,6 +67,9 @@ class TownHands:
         self._town = town
         self.away: set[str] = set()
         self.cut_off: set[str] = set()
+        self.stopped: set[str] = set()
+        self.struck: dict[Way, LinkFault] = {}
+        self.ever_struck: set[Way] = set()
         self.stores = tuple(Place(node=f"{one}-{az}", service=one, az=az) for one in ("etcd", "nats") for az in AZS)
 
     async def missing(self) -> list[str]:
@@ -93,8 +98,26 @@ class TownHands:
     async def heal(self, az: str) -> None:
         self.cut_off.discard(az)
 
+    async def stop(self, nodes: Sequence[str]) -> None:
+        self.stopped.update(nodes)
+        self._town.end(nodes, back=False)
+
+    async def go_on(self, nodes: Sequence[str]) -> None:
+        self.stopped.difference_update(nodes)
+        self._town.begin(nodes)
+
+    async def strike(self, ways: Sequence[Way], fault: LinkFault) -> None:
+        self.ever_struck.update(ways)
+        self.struck.update(dict.fromkeys(ways, fault))
+
+    async def mend(self, ways: Sequence[Way]) -> None:
+        for way in ways:
+            self.struck.pop(way, None)
+
     async def restore(self) -> None:
         await self.release(sorted(self.away))
+        await self.go_on(sorted(self.stopped))
+        await self.mend(list(self.struck))
         self.cut_off.clear()
 
     async def close(self) -> None:
@@ -162,13 +185,15 @@ async def played(
     await stage.restore()
     assert not hands.away
     assert not hands.cut_off
+    assert not hands.stopped
+    assert not hands.struck
     assert stage.missing() == []
     gone: set[str] = set()
     for fault in of_type(records, Fault):
         assert fault.done >= fault.at
-        if fault.action in {"hold", "cut"}:
+        if fault.action in GIVES_BACK:
             gone.update(fault.nodes)
-        elif fault.action in {"release", "heal"}:
+        elif fault.action in GIVES:
             gone.difference_update(fault.nodes)
     assert not gone, "the records say that it is back"
     return of_type(records, Fault), load, records
@@ -189,6 +214,14 @@ async def test_it_does_something_and_gives_it_back(name):
     ("frontend-kill", ["kill"], {"frontend"}),
     ("manager-kill", ["kill"], {"manager"}),
     ("counting-kill", ["kill"], {"counting"}),
+    ("counting-kills", ["kill"], {"counting"}),
+    ("counting-all-kill", ["kill"], {"counting"}),
+    ("counting-stop", ["stop", "continue"], {"counting"}),
+    ("counting-quorum", ["stop", "continue"], {"counting"}),
+    ("counting-deaf", ["strike", "mend"], {"counting"}),
+    ("counting-deaf-follower", ["strike", "mend"], {"counting"}),
+    ("counting-cut", ["strike", "mend"], {"counting"}),
+    ("frontends-kill", ["hold", "release"], {"frontend"}),
     ("placement-kill", ["hold", "release"], {"placement"}),
     ("etcd-kill", ["kill"], {"etcd"}),
     ("nats-kill", ["kill"], {"nats"}),
@@ -222,6 +255,31 @@ async def test_a_leader_that_is_killed_is_told_of():
     assert (faults[0].nodes, faults[0].held) == (("counting-az2",), ("the leader of counting",))
 
 
+async def test_a_quorum_is_lost_with_its_leader():
+    faults, _, _ = await played("counting-quorum", counting="az2")
+    assert len(faults[0].nodes) == 2
+    assert "counting-az2" in faults[0].nodes
+
+
+async def test_half_of_the_frontends_is_rounded_up():
+    faults, _, _ = await played("frontends-kill")
+    assert len(faults[0].nodes) == 2
+
+
+@pytest.mark.parametrize(("name", "deaf", "mute"), [
+    ("counting-deaf", {"counting-az2"}, set()), ("counting-cut", {"counting-az2"}, {"counting-az2"}),
+    ("counting-deaf-follower", {"counting-az1", "counting-az3"}, set()),
+])
+async def test_who_hears_nobody_is_heard_unless_it_is_cut_off(name, deaf, mute):
+    stage, hands, _, _ = staged(counting="az2")
+    await SCENARIOS[name].act(stage)
+    [victim] = mute or {target for _, target in hands.ever_struck}
+    assert victim in deaf
+    others = {f"{one}-{az}" for one in ("counting", "frontend", "worker") for az in AZS} - {victim}
+    heard = {(other, victim) for other in others}
+    assert hands.ever_struck == heard | ({(victim, other) for other in others} if mute else set())
+
+
 async def test_without_stores_writes_are_tried_and_a_function_that_never_ran_is_asked():
     faults, load, records = await played("stores-away", 3.0)    # a write is tried in the second half of it
     writes = of_type(records, Write)
@@ -239,5 +297,6 @@ async def test_a_power_cut_is_no_time_for_requests():
 
 
 def test_what_needs_a_network_or_replicated_stores_is_for_containers():
-    elsewhere = {name for name, scenario in SCENARIOS.items() if scenario.targets != BOTH}
+    elsewhere = {name for name, scenario in SCENARIOS.items() if scenario.targets == (COMPOSE,)}
     assert elsewhere == {"az-cut", "etcd-kill", "nats-kill", "stores-away"}
+
