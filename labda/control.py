@@ -11,9 +11,14 @@ line each way, `{"do": "hold", "nodes": ["worker-az1-1"]}` answered by `{"done":
     continue  SIGCONT
     strike    `"ways": [["a", "b"], ...], "fault": {...}`: what a says doesn't reach b as before (`labda.chaos.proxy`)
     mend      `"ways"`: it does again
+    skew      `"by_s": 3600`: a counting member's wall clock is off by that from now on; 0: by nothing
+    shrink    SIGKILL; a counting member's files are moved onto a small disk, and it is started again
+    fill      there, not a byte more fits
+    empty     there is room again
+    enlarge   SIGKILL; the files are moved back, and it is started again
 
-What a connection holds, stopped or struck is as before when it closes: who asked may crash, the cluster is whole again.
-Links can be struck in a cluster that was started for it (`labda up --breakable`). Refuses to know why somebody asks.
+What a connection did is undone when it closes: who asked may crash, the cluster is whole again. Links can be struck and
+clocks be moved in a cluster that was started for it (`labda up --breakable`). Refuses to know why somebody asks.
 """
 
 import asyncio
@@ -22,10 +27,12 @@ import dataclasses
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chassis.clock import write_offset
 from labda.children import Children
 from labda.refusal import Refusal, Status
 from labda.state import State
@@ -37,6 +44,9 @@ SOCKET = "control.sock"
 ANSWER_S = 60.0
 WORDS = ("kill", "hold", "release", "restart", "stop", "continue")
 LINK_WORDS = ("strike", "mend")
+DISK_WORDS = ("shrink", "fill", "empty", "enlarge")
+ALL_WORDS = (*WORDS, *LINK_WORDS, "skew", *DISK_WORDS)
+SKEW_S_MAX = 10 * 366 * 86_400.0
 
 
 @dataclass(slots=True)
@@ -46,6 +56,8 @@ class _Owed:
     held: set[str] = field(default_factory=set)
     stopped: set[str] = field(default_factory=set)
     struck: "set[Way]" = field(default_factory=set)
+    skewed: set[str] = field(default_factory=set)
+    small: set[str] = field(default_factory=set)
 
 
 class Control:
@@ -92,7 +104,11 @@ class Control:
             self._children.go_on(owed.stopped)
             if self.proxy is not None:
                 self.proxy.mend(owed.struck)
+            for node in owed.skewed:
+                write_offset(self._state.clock_offset(node), 0.0)
             writer.close()
+            if owed.small and not self._closing:    # else when all have ended: `leftovers.move_back`
+                await self._move(owed.small, onto_small=False)
 
     async def _do(self, line: bytes, owed: _Owed) -> dict[str, Any]:
         try:
@@ -107,8 +123,14 @@ class Control:
         if unknown:
             return {"error": f"there is no process {', '.join(unknown)}"}
         try:
+            if word in DISK_WORDS:
+                return await self._disk(word, nodes, owed)
+            if word == "skew":
+                return self._skew(nodes, request.get("by_s"), owed)
             return await self._obey(word, nodes, owed)
-        except TimeoutError:
+        except (OSError, subprocess.CalledProcessError) as error:
+            if not isinstance(error, TimeoutError):
+                return {"error": f"{word} {' '.join(nodes)}: {error}"}
             return {"error": f"one of {', '.join(nodes)} is still there: the kernel can't end it yet"}
 
     def _strike(self, ways: "list[Way]", fault: dict[str, Any], owed: _Owed) -> dict[str, Any]:
@@ -126,6 +148,48 @@ class Control:
         else:
             owed.struck.difference_update(ways)
         return {"done": True}
+
+    def _skew(self, nodes: list[str], by_s: Any, owed: _Owed) -> dict[str, Any]:
+        if not isinstance(by_s, int | float) or not abs(by_s) <= SKEW_S_MAX:
+            return {"error": f"by_s is {by_s!r}, a number of seconds is needed, {SKEW_S_MAX:.0f} at most either way"}
+        files = [self._state.clock_offset(node) for node in nodes]
+        if any(not file.exists() for file in files):
+            return {"error": "clocks of this cluster can't be moved: start it with `labda up --breakable`"}
+        for file in files:
+            write_offset(file, by_s)
+        owed.skewed.update(nodes)
+        return {"done": True}
+
+    async def _disk(self, word: str, nodes: list[str], owed: _Owed) -> dict[str, Any]:
+        from labda.chaos.small_disk import SmallDisk  # noqa: PLC0415 - most supervisors have none
+
+        without = [node for node in nodes if not self._state.raft(node).exists()]
+        if without:
+            return {"error": f"{', '.join(without)} is no member of counting"}
+        if word in {"shrink", "enlarge"}:
+            owed.small.update(nodes)
+            await self._move(nodes, onto_small=word == "shrink")
+            if word == "enlarge":
+                owed.small.difference_update(nodes)
+            return {"done": True}
+        if not owed.small.issuperset(nodes):
+            return {"error": f"who asked didn't shrink {', '.join(nodes)}"}
+        for node in nodes:
+            disk = SmallDisk(self._state.raft(node).resolve().parent)
+            await asyncio.to_thread(disk.fill if word == "fill" else disk.empty)
+        return {"done": True}
+
+    async def _move(self, nodes: Iterable[str], *, onto_small: bool) -> None:
+        from labda.chaos import small_disk  # noqa: PLC0415 - likewise
+
+        nodes = sorted(nodes)
+        await self._children.hold(nodes)
+        try:
+            for node in nodes:
+                move = small_disk.move_onto if onto_small else small_disk.move_back
+                await asyncio.to_thread(move, self._state.raft(node))
+        finally:
+            self._children.release(nodes)
 
     async def _obey(self, word: str, nodes: list[str], owed: _Owed) -> dict[str, Any]:
         held = owed.held
@@ -150,7 +214,7 @@ class Control:
                 self._children.go_on(nodes)
                 owed.stopped.difference_update(nodes)
             case _:
-                return {"error": f"{word}: one of {', '.join((*WORDS, *LINK_WORDS))} is needed"}
+                return {"error": f"{word}: one of {', '.join(ALL_WORDS)} is needed"}
         return {"done": True}
 
 
@@ -185,6 +249,10 @@ class Asker:
     async def mend(self, ways: "Sequence[Way]") -> None:
         """Likewise."""
         await self._ask("mend", _shown(ways), ways=list(ways))
+
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        """Likewise."""
+        await self._ask("skew", " ".join(nodes), nodes=list(nodes), by_s=by_s)
 
     async def _ask(self, word: str, whom: str, **words: Any) -> None:
         self._writer.write(json.dumps({"do": word, **words}).encode() + b"\n")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from chassis import config
 from chassis.addresses import is_loopback
 from chassis.certificates import Authority, Tls, TlsFiles, write_private
-from chassis.clock import SystemClock
+from chassis.clock import SystemClock, write_offset
 from chassis.config import NodeConfig
 from chassis.rpc import Caller
 from counting.config import CountingConfig
@@ -68,6 +68,7 @@ class Plan:
     check: bool = False             # cores check their invariants after every event
     trace: bool = False             # cores record every event
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)     # settings by service, else the defaults
+    breakable: bool = False         # clocks can be moved, and links have
     detours: Mapping[tuple[str, str], str] = field(default_factory=dict)    # addresses, by who dials whom there
 
     @property
@@ -111,6 +112,8 @@ def write(plan: Plan) -> None:
     for member in members:
         _certify(plan.state, authority, member)
         plan.state.node(member.node).mkdir(exist_ok=True)
+        if plan.breakable:
+            write_offset(plan.state.clock_offset(member.node), 0.0)
         plan.state.config(member.node).write_text(config.dump(settings(plan, member)))
     _certify(plan.state, authority, Member(service="operator", node=OPERATOR, az="az1", host="operator"))
     if not is_loopback(plan.listen):
@@ -143,7 +146,10 @@ def _settings(plan: Plan, member: Member) -> Any:
     match member.service:
         case "counting":
             members = plan.reached(member.node, plan.raft)
-            return CountingConfig(node=node, directory=str(folder / "raft"), members=members)
+            return CountingConfig(
+                node=node, directory=str(plan.state.raft(member.node)), members=members,
+                clock_offset_file=str(plan.state.clock_offset(member.node)) if plan.breakable else "",
+            )
         case "placement":
             return PlacementConfig(node=node, store=plan.store, fleet=FleetConfig(time_scale=plan.time_scale))
         case "worker_manager":
@@ -303,7 +309,7 @@ def _make_counting(plan: Plan) -> None:
         from counting.raft import member  # noqa: PLC0415 - needed at the first start only
 
         for name in names:
-            member.create(plan.state.node(name) / "raft", name)
+            member.create(plan.state.raft(name), name)
         plan.state.write("counting.json", names)
     elif made != names:
         raise Refusal(

@@ -52,7 +52,7 @@ class Options:
     record: Path | None = None
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     time_scale: float = 1.0
-    breakable: bool = False     # the links of counting's members go through a proxy
+    breakable: bool = False     # the links of counting's members go through a proxy, and their clocks can be moved
 
 
 class Supervisor:
@@ -105,7 +105,7 @@ class Supervisor:
         seeds = launch.find_seeds(self._state, self._options.topology)
         plan = launch.Plan(
             state=self._state, topology=self._options.topology, listen=listen, runtimes=self._options.runtimes,
-            seeds=seeds, detours=self._detours(seeds), check=self._options.check,
+            seeds=seeds, breakable=self._options.breakable, detours=self._detours(seeds), check=self._options.check,
             trace=self._options.trace or self._options.record is not None, changes=self._options.changes,
             time_scale=self._options.time_scale,
         )
@@ -290,6 +290,7 @@ class Supervisor:
         await self._children.stop_orphans()
         leftovers.sweep(self._state)
         self._remember([])
+        await asyncio.to_thread(leftovers.move_back, self._state)
         for name in killed:
             self._console.line("killed", f"{name} did not end within {DRAIN_S:.0f} s (log: {self._state.log(name)})")
         self._console.line("ended", f"{_count(len(self._members), 'process')}", f"in {time.monotonic() - began:.1f} s")
@@ -297,6 +298,7 @@ class Supervisor:
     def _end_leftovers(self) -> None:
         """What a supervisor that was killed left behind: its processes end by themselves, this waits for them."""
         left = end_leftovers(self._state.read("processes.json") or [], grace_s=LEFTOVER_S)
+        leftovers.move_back(self._state)
         left += leftovers.sweep(self._state)  # of workers that are not part of this start, too
         if left:
             self._console.line("ended", f"left from a cluster that was killed: {', '.join(left)}")

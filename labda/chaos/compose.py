@@ -107,6 +107,12 @@ class ComposeHands:
         del ways
         raise Refusal("links between containers don't go through a proxy", Status.USAGE)
 
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        raise Refusal(f"clocks of containers are not moved by {by_s:g} s: {' '.join(nodes)}", Status.USAGE)
+
+    async def disk(self, word: str, nodes: Sequence[str]) -> None:
+        raise Refusal(f"disks of containers don't {word}: {' '.join(nodes)}", Status.USAGE)
+
     async def missing(self) -> list[str]:
         """Whether a service serves says the region's view, long before docker checks again (30 s)."""
         containers = await asyncio.to_thread(self._engine.containers)

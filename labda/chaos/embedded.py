@@ -31,6 +31,8 @@ class EmbeddedHands:
         self._held: set[str] = set()
         self._stopped: set[str] = set()
         self._struck: set[Way] = set()
+        self._skewed: set[str] = set()
+        self._small: set[str] = set()
 
     @classmethod
     async def open(cls, state: State, *, pid: Callable[[str], int]) -> "EmbeddedHands":
@@ -88,7 +90,22 @@ class EmbeddedHands:
         await self._asker.mend(ways)
         self._struck.difference_update(ways)
 
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        self._skewed.update(nodes)
+        await self._asker.skew(nodes, by_s)
+
+    async def disk(self, word: str, nodes: Sequence[str]) -> None:
+        self._small.update(nodes)
+        await self._asker.ask(word, nodes)
+        if word == "enlarge":
+            self._small.difference_update(nodes)
+
     async def restore(self) -> None:
+        if self._skewed:
+            await self.skew(sorted(self._skewed), 0.0)
+            self._skewed.clear()
+        if self._small:
+            await self.disk("enlarge", sorted(self._small))
         if self._struck:
             await self.mend(sorted(self._struck))
         if self._stopped:

@@ -8,6 +8,9 @@ Owns the kinds of deeds. Refuses to judge.
     cut       off the AZs' network              heal
     stop      SIGSTOP                           continue
     strike    links are broken                  mend
+    skew      a wall clock is moved             reset
+    fill      a disk is full                    empty
+    surge     more is asked for                 ease
 """
 
 from collections.abc import Iterable
@@ -15,7 +18,8 @@ from collections.abc import Iterable
 from labda.chaos.history import Fault, Record, of_type
 
 TAKES = frozenset({"hold", "cut"})
-GIVES_BACK = {"hold": "release", "cut": "heal", "stop": "continue", "strike": "mend"}
+GIVES_BACK = {"hold": "release", "cut": "heal", "stop": "continue", "strike": "mend", "skew": "reset",
+              "fill": "empty", "surge": "ease"}
 GIVES = frozenset(GIVES_BACK.values())
 HITS = frozenset({"kill", "restart", *GIVES_BACK})      # may cost requests
 

@@ -127,7 +127,7 @@ def _span(span: Span | None, opened: Opened) -> dict[str, float] | None:
 
 
 def _stranded(judged: Judged) -> dict[str, Any]:
-    """While the run went on: of frontends that were gone and not yet counted."""
+    """While the run went on: of frontends that were gone."""
     most, longest = stranded(judged.records)
     return {"most": most, "longest": _span(longest, judged.opened)}
 
@@ -192,7 +192,8 @@ def _answered_told(load: dict[str, Any]) -> str:
 
 _DONE = {"kill": "killed", "hold": "killed, stays away", "release": "started again", "restart": "restarted",
          "cut": "cut off", "heal": "healed", "stop": "stopped (SIGSTOP)", "continue": "continues",
-         "strike": "struck", "mend": "mended"}
+         "strike": "struck", "mend": "mended", "skew": "has a wrong clock", "reset": "has the right time again",
+         "fill": "has a full disk", "empty": "has room again", "surge": "overloaded", "ease": "as before"}
 
 
 def _fault_told(fault: dict[str, Any]) -> str:
@@ -282,7 +283,7 @@ def _permits_told(numbers: dict[str, Any]) -> str:
     moments, during = list(_moments(numbers["permits"])), numbers["stranded"]
     if during["longest"] is not None:
         lasted = _ms(during["longest"]["lasted"])
-        moments.insert(0, f"up to {during['most']} stranded for {lasted} while a frontend was gone and not yet counted")
+        moments.insert(0, f"up to {during['most']} of frontends that were gone stranded for {lasted}")
     return "; ".join(moments) or "the ledger was not asked"
 
 

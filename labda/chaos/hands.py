@@ -72,6 +72,14 @@ class Hands(Protocol):
 
     async def mend(self, ways: Sequence[Way]) -> None: ...
 
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        """Their wall clocks are off by so much."""
+        ...
+
+    async def disk(self, word: str, nodes: Sequence[str]) -> None:
+        """Of counting members: "shrink", "fill", "empty", "enlarge", as `labda.control` has them."""
+        ...
+
     async def restore(self) -> None:
         """Everything is as it was."""
         ...

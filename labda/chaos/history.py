@@ -189,7 +189,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stranded:
-    """Permits of frontends that are gone and not yet counted, by the ledger's word, whenever their number changed."""
+    """Permits of frontends that are gone, until the ledger has them back, whenever their number changed."""
 
     at: float
     permits: int

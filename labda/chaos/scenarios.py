@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from labda.chaos.history import Promise, now
+from labda.chaos.proxy import LinkFault
 from labda.chaos.stage import ROLES, Stage
 
 EMBEDDED, COMPOSE = "embedded", "compose"
 BOTH = (EMBEDDED, COMPOSE)
 SCALED_OUTAGE_S = 600.0     # of a cluster at time scale 1
-GATHER_TRIES = 8
 COLD, WRITTEN = "chaos-cold", "chaos-written"   # functions that are known and not under load
 COLD_ASKS = 3
 WRITE_EVERY_S = 5.0
@@ -22,6 +22,15 @@ AFTERWARDS_S = 10.0     # of load, where the fault ends before the load does
 LOOK_S = 0.5
 KILL_EVERY_S = 10.0
 HEALED_S = 2.0          # after a lost quorum is back
+GOODPUT_S = 10.0        # after an overload
+OVERLOAD = 3.0          # times the capacity
+AFTER_OVERLOAD_S = 20.0
+HOUR_S = 3600.0
+SLOW = LinkFault(delay_s=0.1, bytes_per_s=100_000)
+SLOW_TOLD = "between them 0.1 s each way, 100 kB/s"
+RESET = LinkFault(reset=True)
+RESET_EVERY_S = 3.0
+HALF_OPEN = LinkFault(half_open=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +47,7 @@ class Scenario:
     scaled: bool = False            # ``lasts_s`` is scaled like the cluster's leases
     targets: tuple[str, ...] = BOTH
     known: tuple[str, ...] = ()     # further functions, deployed beforehand and never invoked until the scenario does
-    links: bool = False             # it breaks links, which have to go through a proxy: `labda up --breakable`
+    breakable: bool = False         # it breaks links or clocks of a cluster that was started with --breakable
 
 
 NOTHING_FAILS = Promise(fails=False)
@@ -136,9 +145,65 @@ async def _counting_cut(stage: Stage) -> None:
 
 async def _mended(stage: Stage, node: str) -> None:
     await stage.wait(stage.lasts_s)
-    await stage.mend(node)
+    await stage.mend([node])
     await stage.all_serve()
     await _afterwards(stage)
+
+
+async def _counting_slow(stage: Stage) -> None:
+    members = [node.node for node in stage.nodes("counting")]
+    ways = [(one, other) for one in members for other in members if one != other]
+    await stage.strike(members, SLOW, how=SLOW_TOLD, ways=ways)
+    await stage.wait(stage.lasts_s)
+    await stage.mend(members)
+    await _afterwards(stage)
+
+
+async def _counting_resets(stage: Stage) -> None:
+    members = [node.node for node in stage.nodes("counting")]
+    until = now() + stage.lasts_s
+    while now() < until:
+        await stage.strike(members, RESET, how="every connection is reset")
+        await stage.mend(members)
+        await stage.wait(max(0.0, min(RESET_EVERY_S, until - now())))
+    await _afterwards(stage)
+
+
+async def _frontend_half_open(stage: Stage) -> None:
+    """Its links alone: requests reach it all the time."""
+    node = stage.rng.choice(stage.nodes("frontend")).node
+    dialled = [way for way in stage.ways([node]) if way[0] == node]
+    await stage.strike([node], HALF_OPEN, how="counting's members see its connections end, it doesn't", ways=dialled)
+    await _mended(stage, node)
+
+
+async def _counting_clock(stage: Stage) -> None:
+    node = stage.leading("counting").node
+    await stage.skew(node, HOUR_S)
+    await stage.wait(stage.lasts_s)
+    await stage.reset_clock(node)
+    await _afterwards(stage)
+
+
+async def _small_disk(stage: Stage) -> None:
+    """Of the member that will lead: it leads no more when its files have been moved, so that others have to go."""
+    node = stage.rng.choice([node.node for node in stage.nodes("counting")])
+    await stage.shrink(node)
+    await stage.seat("counting", lambda leader: leader.node == node)
+
+
+async def _counting_full_disk(stage: Stage) -> None:
+    [node] = stage.small
+    await stage.fill(node)
+    await stage.wait(stage.lasts_s)
+    await stage.empty(node)
+    await stage.all_serve()
+    await _afterwards(stage)
+
+
+async def _overload(stage: Stage) -> None:
+    await stage.surge(OVERLOAD)
+    await stage.wait(min(AFTER_OVERLOAD_S, stage.lasts_s))
 
 
 async def _frontends_kill(stage: Stage) -> None:
@@ -153,11 +218,7 @@ async def _gather(stage: Stage) -> None:
     for service in ("placement", "counting"):
         if not stage.nodes(service, az=az):
             continue
-        for _ in range(GATHER_TRIES):
-            leader = stage.leading(service)
-            if leader.az == az:
-                break
-            await stage.unseat(leader)
+        await stage.seat(service, lambda leader: leader.az == az)
 
 
 async def _az_loss(stage: Stage) -> None:
@@ -294,20 +355,53 @@ SCENARIOS = {scenario.name: scenario for scenario in (
                  "again; 2 s after they continue none does",
     ),
     Scenario(
-        name="counting-deaf", act=_counting_deaf, promise=STEADY, lasts_s=60.0, targets=(EMBEDDED,), links=True,
+        name="counting-deaf", act=_counting_deaf, promise=STEADY, lasts_s=60.0, targets=(EMBEDDED,), breakable=True,
         does="the leader of counting hears nobody for 60 s, and is heard",
         promises="no request fails; at most one change of the leader per minute",
     ),
     Scenario(
         name="counting-deaf-follower", act=_counting_deaf_follower, promise=STEADY, lasts_s=60.0, targets=(EMBEDDED,),
-        links=True,
+        breakable=True,
         does="another member of counting hears nobody for 60 s, and is heard",
         promises="as counting-deaf",
     ),
     Scenario(
-        name="counting-cut", act=_counting_cut, promise=STEADY, lasts_s=20.0, targets=(EMBEDDED,), links=True,
+        name="counting-cut", act=_counting_cut, promise=STEADY, lasts_s=20.0, targets=(EMBEDDED,), breakable=True,
         does="the leader of counting is cut off from members, frontends and workers for 20 s",
         promises="as counting-deaf",
+    ),
+    Scenario(
+        name="counting-slow", act=_counting_slow, promise=STEADY, targets=(EMBEDDED,), breakable=True,
+        does="messages between counting's members take 0.1 s, at most 100 kB/s, for 20 s",
+        promises="as counting-deaf",
+    ),
+    Scenario(
+        name="counting-resets", act=_counting_resets, promise=STEADY, targets=(EMBEDDED,), breakable=True,
+        does="every connection of counting's members is reset, every 3 s for 20 s",
+        promises="as counting-deaf",
+    ),
+    Scenario(
+        name="frontend-half-open", act=_frontend_half_open, targets=(EMBEDDED,), breakable=True,
+        promise=Promise(fails=False, refuses=(503,), healed_s=HEALED_S),
+        does="counting sees the connections of a frontend end, which isn't told, for 20 s",
+        promises="a request may get a 503 that says why and when to come again, until 2 s after it is mended",
+    ),
+    Scenario(
+        name="counting-clock", act=_counting_clock, promise=STEADY, targets=(EMBEDDED,), breakable=True,
+        does="the wall clock of counting's leader is an hour ahead for 20 s; then it is right again",
+        promises="no request fails; at most one change of the leader per minute",
+    ),
+    Scenario(
+        name="counting-full-disk", act=_counting_full_disk, prepare=_small_disk, promise=NOTHING_FAILS,
+        targets=(EMBEDDED,),
+        does="the disk of counting's leader is full for 20 s; then there is room",
+        promises="no request fails; the member serves again",
+    ),
+    Scenario(
+        name="overload", act=_overload, promise=Promise(fails=False, refuses=(429, 503), healed_s=GOODPUT_S),
+        lasts_s=30.0,
+        does="three times as many requests as the pools allow, for 30 s",
+        promises="a request may be refused with a reason; 10 s later none is",
     ),
     Scenario(
         name="frontends-kill", act=_frontends_kill, promise=NOTICED,

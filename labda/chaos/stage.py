@@ -14,13 +14,15 @@ from labda.chaos.faults import GIVES, GIVES_BACK
 from labda.chaos.hands import Hands
 from labda.chaos.history import Fault, Record, Write, now
 from labda.chaos.load import Load
-from labda.chaos.proxy import LinkFault
+from labda.chaos.proxy import LinkFault, Way
 from labda.refusal import Refusal
 from labda.region import Node, Region
 
 LOOK_S = 0.05
 SERVES_S = 60.0         # how long it may take until everything serves again
 WRITE_S = 20.0          # for an answer to a write
+SEAT_TRIES = 8
+ENDPOINT = "the endpoint"
 STALLED = LinkFault(stalled=True)
 ROLES = {"counting": "leader", "placement": "active", "worker_manager": "active"}
 _WORDS = {"counting": "the leader of counting", "placement": "the active placement",
@@ -43,6 +45,7 @@ class Stage:
         self._tell = tell
         self._say = say
         self._open_api = open_api
+        self.small: list[str] = []      # members whose files are on a small disk
         self._writes = 0
         self._expected = {node.node for node in region.nodes}
         self._owed: dict[str, set[str]] = {}    # nodes, by the deed that gives them back
@@ -135,16 +138,54 @@ class Stage:
     async def deafen(self, node: str) -> None:
         """Nothing that others say on counting's links reaches it; what it says arrives."""
         ways = [(other, node) for other in self._linked(node)]
-        await self._do("strike", [node], lambda: self.hands.strike(ways, STALLED), how="it hears nobody")
+        await self.strike([node], STALLED, how="it hears nobody", ways=ways)
 
     async def isolate(self, node: str) -> None:
         """On counting's links it hears nobody and nobody hears it."""
-        ways = [way for other in self._linked(node) for way in ((other, node), (node, other))]
-        await self._do("strike", [node], lambda: self.hands.strike(ways, STALLED), how="cut off from counting's links")
+        await self.strike([node], STALLED, how="cut off from counting's links")
 
-    async def mend(self, node: str) -> None:
-        ways = [way for other in self._linked(node) for way in ((other, node), (node, other))]
-        await self._do("mend", [node], lambda: self.hands.mend(ways))
+    async def strike(
+        self, nodes: Sequence[str], fault: LinkFault, *, how: str, ways: Sequence[Way] | None = None
+    ) -> None:
+        """``ways``: all that counting's links have from and to these nodes, if none are named."""
+        struck = self.ways(nodes) if ways is None else ways
+        await self._do("strike", nodes, lambda: self.hands.strike(struck, fault), how=how)
+
+    async def mend(self, nodes: Sequence[str]) -> None:
+        await self._do("mend", nodes, lambda: self.hands.mend(self.ways(nodes)))
+
+    def ways(self, nodes: Sequence[str]) -> list[Way]:
+        """Of counting's links from and to these nodes."""
+        return sorted({
+            way for node in nodes for other in self._linked(node) for way in ((other, node), (node, other))
+        })
+
+    async def skew(self, node: str, by_s: float) -> None:
+        await self._do("skew", [node], lambda: self.hands.skew([node], by_s), how=f"{by_s:+g} s")
+
+    async def reset_clock(self, node: str) -> None:
+        await self._do("reset", [node], lambda: self.hands.skew([node], 0.0))
+
+    async def shrink(self, node: str) -> None:
+        """Before the load: its files are on a disk that can be filled, and it serves again."""
+        self._end([node])
+        self.small.append(node)
+        await self.hands.disk("shrink", [node])
+        await self.all_serve()
+
+    async def fill(self, node: str) -> None:
+        await self._do("fill", [node], lambda: self.hands.disk("fill", [node]))
+
+    async def empty(self, node: str) -> None:
+        await self._do("empty", [node], lambda: self.hands.disk("empty", [node]))
+
+    async def surge(self, times: float) -> None:
+        """So many times the capacity of the pools is asked for, while the scenario lasts."""
+        rate = self.load.capacity * times
+        how = f"{times:g} times what the pools allow: {rate:.0f} requests/s"
+        await self._do("surge", [ENDPOINT], lambda: self.load.surge(rate, self.lasts_s), how=how)
+        await self.wait(self.lasts_s)
+        await self._do("ease", [ENDPOINT], lambda: self.wait(0.0))
 
     def _linked(self, node: str) -> list[str]:
         """Who has a link of counting with it: a member with everybody that counts, everybody else with the members."""
@@ -152,14 +193,26 @@ class Stage:
         counts = members | {one.node for one in self.nodes() if one.service in {"frontend", "worker"}}
         return sorted((counts if node in members else members) - {node})
 
-    async def unseat(self, leader: Node) -> None:
-        """Before the load: another one leads afterwards, and this one serves again."""
+    async def seat(self, service: str, wanted: Callable[[Node], bool]) -> None:
+        """Before the load: leaders that aren't wanted give way, as often as it may take by chance."""
+        for _ in range(SEAT_TRIES):
+            leader = self.leading(service)
+            if wanted(leader):
+                return
+            await self._unseat(leader)
+
+    async def _unseat(self, leader: Node) -> None:
+        """Another one leads afterwards, and this one serves again."""
         self._end([leader.node])
         await self.hands.kill([leader.node])
         await self.all_serve()
 
     async def restore(self) -> None:
         """What is still away or broken is given back."""
+        if self.small:
+            self._end(self.small)
+            self.small.clear()
+            await self.hands.restore()
         for action in [action for action, nodes in self._owed.items() if nodes]:
             await self._do(action, sorted(self._owed[action]), self.hands.restore)
 

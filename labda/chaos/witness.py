@@ -18,7 +18,7 @@ from protos import counting_pb2, worker_pb2
 REDIAL_S = 0.2
 LEASES_S = 0.5
 LEDGER_S = 0.25
-STRANDED_S = 0.5
+STRANDED_S = 0.25
 OVERLAP_MS = 2000           # a log that is followed anew is read from that long before its newest line
 _STAMP = re.compile(r"RUN (\S+) (START|END) ([0-9.]+)")
 
@@ -129,12 +129,20 @@ class Witness:
         while True:
             answer = await self._region.pools()
             if answer is not None:
-                pools = [_pool(one) for one in answer.pools if self._is_ours(one.pool.account, one.pool.function)]
-                permits = sum(pool.stranded for pool in pools)
+                permits = self._stranded(answer)
                 if permits != said:
                     said = permits
                     self._tell(Stranded(at=now(), permits=permits))
             await asyncio.sleep(STRANDED_S)
+
+    def _stranded(self, answer: counting_pb2.ListPoolsAnswer) -> int:
+        """Of frontends that are gone: by the region's view, which knows sooner, or by the ledger."""
+        serving = {node.node for node in self._region.nodes if node.health == "serving"}
+        holders = [
+            holder for one in answer.pools if self._is_ours(one.pool.account, one.pool.function)
+            for holder in one.holders
+        ]
+        return sum(one.size for one in holders if one.state != "live" or one.session.frontend not in serving)
 
     # ------------------------------------------------------------ logs
 

@@ -88,8 +88,8 @@ def _run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise Refusal(f"--{error}", Status.USAGE) from error
     cluster = options.state.cluster()
-    if scenario.links and not cluster.get("breakable", False):
-        raise Refusal(f"{scenario.name} breaks links: it needs a cluster of `labda up --breakable`", Status.USAGE)
+    if scenario.breakable and not cluster.get("breakable", False):
+        raise Refusal(f"{scenario.name} needs a cluster that was started with `labda up --breakable`", Status.USAGE)
     _agree(scenario, options)
     try:
         judged, path = asyncio.run(_live(options, scenario, config))
@@ -249,7 +249,8 @@ def _tell(judged: Judged, path: Path, *, as_json: bool, again: bool = False) -> 
 def _listed() -> str:
     lines = []
     for one in SCENARIOS.values():
-        where = " (--target compose)" if one.targets == (COMPOSE,) else " (labda up --breakable)" if one.links else ""
+        where = " (--target compose)" if one.targets == (COMPOSE,) else ""
+        where += " (labda up --breakable)" if one.breakable else ""
         lines += [f"{one.name:<24}{one.does}{where}", f"{'':<24}promises: {one.promises}"]
     return "\n".join(lines) + "\n"
 

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import signal
+import struct
 import sys
 from pathlib import Path
 
 import pytest
 
+from chassis.clock import write_offset
+from labda import leftovers
 from labda.chaos.proxy import LinkFault, Proxy, Route
 from labda.children import Children
 from labda.control import SOCKET, Asker, Control
@@ -124,7 +127,7 @@ async def test_a_restart_lets_it_end_by_itself(asker, children, tmp_path):
 async def test_what_cannot_be_is_refused(asker, children):
     with pytest.raises(Refusal, match="there is no process x, y"):
         await asker.ask("hold", ["a", "y", "x"])
-    with pytest.raises(Refusal, match="one of kill, hold, release, restart, stop, continue, strike, mend is needed"):
+    with pytest.raises(Refusal, match="one of kill, hold, release, restart, stop, continue, strike, mend, skew, "):
         await asker.ask("melt", ["a"])
     assert len(children.pids()) == 3
 
@@ -257,3 +260,73 @@ async def test_a_fault_that_cannot_be_is_refused(state, linked):
 async def test_without_a_proxy_links_cannot_be_struck(asker):
     with pytest.raises(Refusal, match="labda up --breakable"):
         await asker.strike([("a", "b")], LinkFault(stalled=True))
+
+
+# ---------------------------------------------------------------- clocks and disks
+
+
+def offset(state, node):
+    return struct.unpack("<d", state.clock_offset(node).read_bytes())[0]
+
+
+async def test_a_clock_is_wrong_until_it_is_set_or_who_asked_goes(state, children):
+    state.node("a").mkdir()
+    write_offset(state.clock_offset("a"), 0.0)
+    asker = await Asker.open(state)
+    await asker.skew(["a"], 3600.0)
+    assert offset(state, "a") == 3600.0
+    await asker.skew(["a"], 0.0)
+    assert offset(state, "a") == 0.0
+    await asker.skew(["a"], -3600.0)
+    await asker.close()
+    await until(lambda: offset(state, "a") == 0.0, "it is right again")
+
+
+async def test_a_clock_that_cannot_be_moved(state, asker):
+    with pytest.raises(Refusal, match="labda up --breakable"):
+        await asker.skew(["a"], 1.0)
+    with pytest.raises(Refusal, match=r"by_s is 1e\+300, a number of seconds is needed"):
+        await asker.skew(["a"], 1e300)
+
+
+@pytest.fixture
+def member(state, children):
+    """"a" has the files of a member of counting."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it mounts a tmpfs")
+    state.raft("a").mkdir(parents=True)
+    (state.raft("a") / "journal").write_text("kept")
+    yield state.raft("a")
+    leftovers.move_back(state)
+
+
+async def test_a_small_disk_is_filled_and_given_back(asker, children, member):
+    before = children.pids()
+    await asker.ask("shrink", ["a"])
+    assert member.is_symlink()
+    assert children.pids()["a"] != before["a"], "it didn't run while its files were moved"
+    await asker.ask("fill", ["a"])
+    with pytest.raises(OSError, match="No space"):
+        (member / "more").write_bytes(bytes(100_000))
+    await asker.ask("empty", ["a"])
+    (member / "more").write_bytes(bytes(100_000))
+    await asker.ask("enlarge", ["a"])
+    assert not member.is_symlink()
+    assert (member / "journal").read_text() == "kept"
+    assert len(children.pids()) == 3
+
+
+async def test_who_goes_away_leaves_no_small_disk(state, children, member):
+    asker = await Asker.open(state)
+    await asker.ask("shrink", ["a"])
+    await asker.ask("fill", ["a"])
+    await asker.close()
+    await until(lambda: not member.is_symlink() and len(children.pids()) == 3, "its files are back and it runs")
+
+
+async def test_disks_that_are_not_there(asker, member):
+    with pytest.raises(Refusal, match="b is no member of counting"):
+        await asker.ask("shrink", ["a", "b"])
+    with pytest.raises(Refusal, match="who asked didn't shrink a"):
+        await asker.ask("fill", ["a"])
+    assert not member.is_symlink()

@@ -70,6 +70,8 @@ class TownHands:
         self.stopped: set[str] = set()
         self.struck: dict[Way, LinkFault] = {}
         self.ever_struck: set[Way] = set()
+        self.skewed: dict[str, float] = {}
+        self.disks: list[str] = []
         self.stores = tuple(Place(node=f"{one}-{az}", service=one, az=az) for one in ("etcd", "nats") for az in AZS)
 
     async def missing(self) -> list[str]:
@@ -114,7 +116,19 @@ class TownHands:
         for way in ways:
             self.struck.pop(way, None)
 
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        self.skewed.update(dict.fromkeys(nodes, by_s))
+
+    async def disk(self, word: str, nodes: Sequence[str]) -> None:
+        self.disks += [f"{word} {node}" for node in nodes]
+        if word in {"shrink", "enlarge"}:
+            self._town.end(nodes, back=True)
+
     async def restore(self) -> None:
+        small = [words.split()[1] for words in self.disks if words.startswith("shrink")]
+        if small and not self.disks[-1].startswith("enlarge"):
+            await self.disk("enlarge", small)
+        await self.skew(list(self.skewed), 0.0)
         await self.release(sorted(self.away))
         await self.go_on(sorted(self.stopped))
         await self.mend(list(self.struck))
@@ -129,6 +143,7 @@ class Quiet:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.capacity = 30.0
 
     def ask(self, function: str) -> None:
         self.told.append(f"ask {function}")
@@ -138,6 +153,9 @@ class Quiet:
 
     def resume(self) -> None:
         self.told.append("resume")
+
+    async def surge(self, rate: float, lasts_s: float) -> None:
+        self.told.append(f"surge {rate:g} {lasts_s:g}")
 
 
 class Desk:
@@ -187,6 +205,7 @@ async def played(
     assert not hands.cut_off
     assert not hands.stopped
     assert not hands.struck
+    assert not any(hands.skewed.values())
     assert stage.missing() == []
     gone: set[str] = set()
     for fault in of_type(records, Fault):
@@ -222,6 +241,12 @@ async def test_it_does_something_and_gives_it_back(name):
     ("counting-deaf-follower", ["strike", "mend"], {"counting"}),
     ("counting-cut", ["strike", "mend"], {"counting"}),
     ("frontends-kill", ["hold", "release"], {"frontend"}),
+    ("counting-slow", ["strike", "mend"], {"counting"}),
+    ("counting-resets", ["strike", "mend"], {"counting"}),
+    ("frontend-half-open", ["strike", "mend"], {"frontend"}),
+    ("counting-clock", ["skew", "reset"], {"counting"}),
+    ("counting-full-disk", ["fill", "empty"], {"counting"}),
+    ("overload", ["surge", "ease"], {"the endpoint"}),
     ("placement-kill", ["hold", "release"], {"placement"}),
     ("etcd-kill", ["kill"], {"etcd"}),
     ("nats-kill", ["kill"], {"nats"}),
@@ -255,6 +280,26 @@ async def test_a_leader_that_is_killed_is_told_of():
     assert (faults[0].nodes, faults[0].held) == (("counting-az2",), ("the leader of counting",))
 
 
+async def test_an_overload_is_three_times_what_the_pools_allow():
+    faults, load, _ = await played("overload")
+    assert load.told == [f"surge 90 {LASTS_S:g}"]
+    assert "3 times what the pools allow: 90 requests/s" in faults[0].how
+
+
+async def test_the_full_disk_is_the_leaders():
+    stage, hands, _, records = staged()
+    prepare = SCENARIOS["counting-full-disk"].prepare
+    assert prepare is not None
+    await prepare(stage)
+    [shrunk] = hands.disks
+    node = shrunk.removeprefix("shrink ")
+    assert stage.leading("counting").node == node
+    await SCENARIOS["counting-full-disk"].act(stage)
+    await stage.restore()
+    assert hands.disks == [f"{word} {node}" for word in ("shrink", "fill", "empty", "enlarge")]
+    assert of_type(records, Fault)[0].held == ("the leader of counting",)
+
+
 async def test_a_quorum_is_lost_with_its_leader():
     faults, _, _ = await played("counting-quorum", counting="az2")
     assert len(faults[0].nodes) == 2
@@ -278,6 +323,20 @@ async def test_who_hears_nobody_is_heard_unless_it_is_cut_off(name, deaf, mute):
     others = {f"{one}-{az}" for one in ("counting", "frontend", "worker") for az in AZS} - {victim}
     heard = {(other, victim) for other in others}
     assert hands.ever_struck == heard | ({(victim, other) for other in others} if mute else set())
+
+
+async def test_slow_links_are_those_between_members():
+    stage, hands, _, _ = staged()
+    await SCENARIOS["counting-slow"].act(stage)
+    members = {f"counting-{az}" for az in AZS}
+    assert hands.ever_struck == {(one, other) for one in members for other in members if one != other}
+
+
+async def test_a_frontend_that_is_not_told_is_the_one_who_dialled():
+    stage, hands, _, _ = staged()
+    await SCENARIOS["frontend-half-open"].act(stage)
+    assert len({source for source, _ in hands.ever_struck}) == 1
+    assert {target for _, target in hands.ever_struck} == {f"counting-{az}" for az in AZS}
 
 
 async def test_without_stores_writes_are_tried_and_a_function_that_never_ran_is_asked():
