@@ -241,16 +241,36 @@ class _Connection:
         if self._there.fault.half_open:
             self._deserted = True
             return
-        await self._there.pass_on(0.0, 0)       # the wish for a connection has to arrive, too
-        host, port = address.rsplit(":", 1)
+        said = _Flow(self._near.reader)
+        answered: _Flow | None = None
         try:
-            async with asyncio.timeout(DIAL_S):
-                self._far = _End(*await asyncio.open_connection(host, int(port)))
-        except (OSError, TimeoutError):
-            return      # nobody listens there: who dialled gets a reset
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_carry(self._near.reader, self._far, self._there))
-            group.create_task(_carry(self._far.reader, self._near, self._back))
+            if not await self._wished(said):
+                return
+            host, port = address.rsplit(":", 1)
+            try:
+                async with asyncio.timeout(DIAL_S):
+                    self._far = _End(*await asyncio.open_connection(host, int(port)))
+            except (OSError, TimeoutError):
+                return      # nobody listens there: who dialled gets a reset
+            answered = _Flow(self._far.reader)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(said.carry(self._far, self._there))
+                group.create_task(answered.carry(self._near, self._back))
+        finally:
+            for flow in filter(None, (said, answered)):
+                flow.close()
+
+    async def _wished(self, said: "_Flow") -> bool:
+        """Waits until the wish for a connection arrives. False: who dialled gave up before, and nobody hears of it."""
+        loop = asyncio.get_running_loop()
+        arriving = asyncio.ensure_future(self._there.pass_on(loop.time(), 0))
+        over = asyncio.ensure_future(said.over.wait())
+        try:
+            await asyncio.wait((arriving, over), return_when=asyncio.FIRST_COMPLETED)
+            return arriving.done()
+        finally:
+            arriving.cancel()
+            over.cancel()
 
 
 async def _swallow(reader: asyncio.StreamReader) -> None:
@@ -259,13 +279,22 @@ async def _swallow(reader: asyncio.StreamReader) -> None:
             pass
 
 
-async def _carry(reader: asyncio.StreamReader, end: _End, gate: _Gate) -> None:
-    """One direction, from the first byte to its end. The other one may go on."""
-    under_way: asyncio.Queue[tuple[float, bytes | _Mark]] = asyncio.Queue(CHUNKS_MAX)
-    reading = asyncio.ensure_future(_take(reader, under_way))
-    try:
+class _Flow:
+    """What one end sends, read as it comes. ``over``: it sends nothing more."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self.over = asyncio.Event()
+        self._reader = reader
+        self._under_way: asyncio.Queue[tuple[float, bytes | _Mark]] = asyncio.Queue(CHUNKS_MAX)
+        self._reading = asyncio.ensure_future(self._read())
+
+    def close(self) -> None:
+        self._reading.cancel()
+
+    async def carry(self, end: _End, gate: _Gate) -> None:
+        """To the other end, from the first byte to its end. The other direction may go on."""
         while True:
-            since, what = await under_way.get()
+            since, what = await self._under_way.get()
             await gate.pass_on(since, len(what) if isinstance(what, bytes) else 0)
             if what is _Mark.RESET:
                 end.reset()
@@ -279,15 +308,14 @@ async def _carry(reader: asyncio.StreamReader, end: _End, gate: _Gate) -> None:
                     end.writer.write_eof()
             if what is _Mark.EOF:
                 return
-    finally:
-        reading.cancel()
 
-
-async def _take(reader: asyncio.StreamReader, under_way: "asyncio.Queue[tuple[float, bytes | _Mark]]") -> None:
-    time = asyncio.get_running_loop().time
-    try:
-        while data := await reader.read(CHUNK_BYTES):
-            await under_way.put((time(), data))
-        await under_way.put((time(), _Mark.EOF))
-    except OSError:
-        await under_way.put((time(), _Mark.RESET))
+    async def _read(self) -> None:
+        time = asyncio.get_running_loop().time
+        mark = _Mark.EOF
+        try:
+            while data := await self._reader.read(CHUNK_BYTES):
+                await self._under_way.put((time(), data))
+        except OSError:
+            mark = _Mark.RESET
+        self.over.set()
+        await self._under_way.put((time(), mark))

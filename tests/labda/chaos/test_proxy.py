@@ -196,6 +196,23 @@ async def test_a_new_connection_over_a_stalled_link_arrives_when_it_is_mended(pr
     near.writer.close()
 
 
+async def test_who_gave_up_before_it_arrived_never_arrives(proxy, served):
+    proxy.strike([THERE], LinkFault(stalled=True))
+    for words in (b"", b"hello"):
+        near = await dial(proxy)
+        near.writer.write(words)
+        await until(lambda: proxy._gates[THERE].dialled)
+        near.writer.close()
+        await until(lambda: not proxy._gates[THERE].dialled)
+    proxy.mend([THERE])
+    last = await dial(proxy)
+    last.writer.write(b"here")
+    far = await served.one()
+    await until(lambda: far.bytes == b"here")
+    assert len(served.connections) == 1
+    last.writer.close()
+
+
 async def test_reset(proxy, link, served):
     near, far = link
     proxy.strike([THERE], LinkFault(reset=True))
