@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from labda.chaos.history import Fault, Process, Record, Request, Stranded, of_type
-from labda.chaos.runs import Runs
+from labda.chaos.runs import FOREVER, Runs
 
 COUNTING = "counting"
 LEADER = "leader"
@@ -93,14 +93,15 @@ def leaderless(records: Sequence[Record], *, since: float) -> Span | None:
 
 
 def stepped_down(records: Sequence[Record]) -> list[SteppedDown]:
-    """Of leaders whose links were broken: how soon after that the region saw them follow."""
+    """Of leaders whose links were broken: how soon after that, and before it was mended, the region saw them follow."""
     found = []
-    for fault in of_type(records, Fault):
-        if fault.action != "strike":
-            continue
-        for node in fault.nodes:
-            before = [one for one in _seen(records) if one.node == node and one.at <= fault.at]
-            after = [one for one in _seen(records) if one.node == node and one.at > fault.at and one.role != LEADER]
+    faults = of_type(records, Fault)
+    for fault in faults:
+        for node in fault.nodes if fault.action == "strike" else ():
+            mended = [one.at for one in faults if one.action == "mend" and one.at > fault.at and node in one.nodes]
+            seen = [one for one in _seen(records) if one.node == node and one.at <= min(mended, default=FOREVER)]
+            before = [one for one in seen if one.at <= fault.at]
+            after = [one for one in seen if one.at > fault.at and one.role != LEADER]
             if before and before[-1].role == LEADER and after:
                 found.append(SteppedDown(node=node, after_s=after[0].at - fault.done))
     return found

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from labda.refusal import Status
-from tests.cluster.cluster import ROOT, Cluster
+from tests.cluster.cluster import ROOT, Cluster, Footprint
 
 RUN_S = 180.0       # a run may wait half a minute each for answers, for the ledger and for everything to serve again
 OVER_S = 30.0       # what a fault costs is over by then; that it is within 5 s is no claim about a busy machine
@@ -70,8 +70,10 @@ def breakable(_needs_a_host, tmp_path_factory):
     try:
         yield running
     finally:
+        footprint = Footprint.of(running)
         status = running.stop()
     assert status == 0, "".join(running.output)
+    assert not footprint.left(running)
 
 
 @pytest.mark.parametrize(("name", "actions", "victims", "leaders"), [

@@ -65,5 +65,7 @@ def test_a_leader_whose_links_broke_steps_down():
     strike = Fault(at=4.9, done=5.0, action="strike", nodes=(A,))
     assert stepped_down([*FIRST, strike, seen(5.5, A, "follower")]) == [SteppedDown(node=A, after_s=0.5)]
     assert stepped_down([*FIRST, strike]) == [], "it still leads"
+    mend = Fault(at=5.2, done=5.2, action="mend", nodes=(A,))
+    assert stepped_down([*FIRST, strike, mend, seen(5.5, A, "follower")]) == [], "that is another matter"
     follower = Fault(at=4.9, done=5.0, action="strike", nodes=(B,))
     assert stepped_down([*FIRST, follower, seen(6, A, "follower"), seen(7, B, "candidate")]) == []
