@@ -3,7 +3,7 @@
 Owns the socket in the state directory (STATE/control.sock, for its owner alone) and the words on it: a JSON object per
 line each way, `{"do": "hold", "nodes": ["worker-az1-1"]}` answered by `{"done": true}` or `{"error": "..."}`:
 
-    kill      SIGKILL, all at the same moment; the supervisor starts them again as it would after any crash
+    kill      SIGKILL, all at the same moment; the supervisor starts them again at once
     hold      the same, and they stay away until they are released
     release   what this connection holds is started again
     restart   SIGTERM and time to drain; then started again

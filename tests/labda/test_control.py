@@ -12,7 +12,7 @@ import pytest
 from chassis.clock import write_offset
 from labda import leftovers
 from labda.chaos.proxy import LinkFault, Proxy, Route
-from labda.children import Children
+from labda.children import BACKOFF_FIRST_S, Children
 from labda.control import SOCKET, Asker, Control
 from labda.refusal import Refusal
 from labda.state import State
@@ -71,6 +71,14 @@ async def test_what_is_killed_comes_back(asker, children):
     after = children.pids()
     assert after["c"] == before["c"]
     assert {after["a"], after["b"]}.isdisjoint(before.values())
+
+
+async def test_who_is_killed_time_and_again_comes_back_at_once_each_time(asker, children):
+    for _ in range(4):
+        before = children.pids()["a"]
+        await asker.ask("kill", ["a"])
+        await until(lambda: children.pids().get("a") not in {None, before}, "it runs again")    # noqa: B023
+        assert children.by_name["a"].backoff.next_s == BACKOFF_FIRST_S, "it has waited for nothing so far"
 
 
 async def test_what_is_held_stays_away_until_it_is_released(asker, children):
