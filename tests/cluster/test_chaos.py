@@ -83,7 +83,7 @@ def breakable(_needs_a_host, tmp_path_factory):
     ("frontends-kill", ["hold", "release"], 2, 0),
 ])
 def test_counting_under_faults(breakable, name, actions, victims, leaders):
-    found = breakable.labda("chaos", "run", name, "--yes", "--json", "--duration", "4", *LOAD, timeout_s=RUN_S)
+    found = breakable.labda("chaos", "run", name, "--yes", "--json", "--duration", "3", *LOAD, timeout_s=RUN_S)
     assert found.returncode in {Status.OK, Status.FAILED}, found.stdout + found.stderr
     verdict = json.loads(found.stdout)
     assert all(is_only_late(one) or RESTLESS.fullmatch(one) for one in verdict["violations"]), verdict["violations"]
