@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from chassis import config, metrics_server, process
-from chassis.clock import SystemClock
+from chassis.clock import OffsetClock, SystemClock
 from chassis.enrolment import credentials_of
 from chassis.faults import Fault
 from chassis.framed_network import FramedNetwork
@@ -31,7 +31,8 @@ def main() -> int:
         return 1
 
     async def start() -> CountingService:
-        clock, generator = SystemClock(), random.SystemRandom()
+        offset = settings.clock_offset_file
+        clock, generator = OffsetClock(Path(offset)) if offset else SystemClock(), random.SystemRandom()
         credentials = await credentials_of(settings.node, clock, generator)
         network = GrpcNetwork(credentials, health_socket=settings.node.health_socket)
         service = CountingService(

@@ -27,6 +27,7 @@ class CountingConfig:
     authority_s: float = 120.0          # a worker may start functions for this long after its last renewal
     grace_s: float = 30.0               # by authority + longest timeout + this a silent worker's sandboxes are gone
     drift: float = 0.01                 # bound of clock drift, as a share
+    clock_offset_file: str = ""         # the wall clock is off by what it holds, for experiments; empty: the host's
 
     def __post_init__(self) -> None:
         if self.node.node not in self.members:

@@ -104,6 +104,7 @@ class Children:
             if child.restart is not None:
                 child.restart.cancel()
             self._signal(child, signal.SIGTERM)
+            self._signal_group(child, signal.SIGCONT)   # one that was paused would not hear of it
         killed = await self._await_gone(children, grace_s)
         for child in killed:
             self._signal(child, signal.SIGKILL)
@@ -115,9 +116,13 @@ class Children:
         self._signal(child, signal.SIGKILL)
 
     async def kill_all(self, names: Iterable[str]) -> None:
-        """At once, all at the same moment. Returns when they are gone; each is started again as after any crash."""
+        """At once, all at the same moment. Returns when they are gone; each is started again at once.
+
+        That somebody kills it time and again is no reason to wait longer each time, as it is where it crashes.
+        """
         lives = [(child, child.process) for child in (self.by_name[name] for name in names) if child.process]
         for child, _ in lives:
+            child.backoff = Backoff()
             self._signal(child, signal.SIGKILL)
         async with asyncio.timeout(KILLED_S):
             for child, life in lives:
@@ -150,6 +155,15 @@ class Children:
                 child.backoff = Backoff()
                 if child.process is None and not child.stopping:
                     self._start(child)
+
+    def pause(self, names: Iterable[str]) -> None:
+        """SIGSTOP: they are there, keep their connections, and do nothing until ``go_on``."""
+        for child in (self.by_name[name] for name in names):
+            self._signal_group(child, signal.SIGSTOP)
+
+    def go_on(self, names: Iterable[str]) -> None:
+        for child in (self.by_name[name] for name in names):
+            self._signal_group(child, signal.SIGCONT)
 
     async def stop_orphans(self) -> None:
         """Ends what was adopted from children that are gone already."""
@@ -200,13 +214,16 @@ class Children:
         self._observe(child)
 
     def _signal(self, child: Child, number: signal.Signals) -> None:
-        if child.process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            if number == signal.SIGKILL:
-                os.killpg(child.process.pid, number)
-            else:
+        if number == signal.SIGKILL:
+            self._signal_group(child, number)
+        elif child.process is not None:
+            with contextlib.suppress(ProcessLookupError):
                 child.process.send_signal(number)
+
+    def _signal_group(self, child: Child, number: signal.Signals) -> None:
+        if child.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, number)
 
     async def _await_gone(self, children: list[Child], timeout_s: float) -> list[Child]:
         """Those that are still there after ``timeout_s``."""

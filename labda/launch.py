@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chassis import config
 from chassis.addresses import is_loopback
 from chassis.certificates import Authority, Tls, TlsFiles, write_private
-from chassis.clock import SystemClock
+from chassis.clock import SystemClock, write_offset
 from chassis.config import NodeConfig
 from chassis.rpc import Caller
 from counting.config import CountingConfig
@@ -34,6 +34,9 @@ from storage.interfaces import MetadataStore
 from storage.sqlite_file import METADATA_FILE, prepare
 from worker.config import WorkerConfig
 from worker_manager.config import ManagerConfig
+
+if TYPE_CHECKING:
+    from labda.chaos.proxy import Route
 
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
@@ -65,6 +68,8 @@ class Plan:
     check: bool = False             # cores check their invariants after every event
     trace: bool = False             # cores record every event
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)     # settings by service, else the defaults
+    breakable: bool = False         # clocks can be moved, and links have
+    detours: Mapping[tuple[str, str], str] = field(default_factory=dict)    # addresses, by who dials whom there
 
     @property
     def placements(self) -> tuple[str, ...]:
@@ -77,6 +82,10 @@ class Plan:
     @property
     def raft(self) -> dict[str, str]:
         return {m.node: self.seeds[raft(m.node)] for m in self.topology.members() if m.service == "counting"}
+
+    def reached(self, node: str, served: Mapping[str, str]) -> dict[str, str]:
+        """The addresses that this process dials for those where nodes serve."""
+        return {name: self.detours.get((node, name), address) for name, address in served.items()}
 
     @property
     def store(self) -> str:
@@ -103,6 +112,8 @@ def write(plan: Plan) -> None:
     for member in members:
         _certify(plan.state, authority, member)
         plan.state.node(member.node).mkdir(exist_ok=True)
+        if plan.breakable:
+            write_offset(plan.state.clock_offset(member.node), 0.0)
         plan.state.config(member.node).write_text(config.dump(settings(plan, member)))
     _certify(plan.state, authority, Member(service="operator", node=OPERATOR, az="az1", host="operator"))
     if not is_loopback(plan.listen):
@@ -131,16 +142,21 @@ def _settings(plan: Plan, member: Member) -> Any:
         ),
     )
     folder = plan.state.node(member.node)
+    counting = tuple(plan.reached(member.node, plan.counting).values())
     match member.service:
         case "counting":
-            return CountingConfig(node=node, directory=str(folder / "raft"), members=plan.raft)
+            members = plan.reached(member.node, plan.raft)
+            return CountingConfig(
+                node=node, directory=str(plan.state.raft(member.node)), members=members,
+                clock_offset_file=str(plan.state.clock_offset(member.node)) if plan.breakable else "",
+            )
         case "placement":
             return PlacementConfig(node=node, store=plan.store, fleet=FleetConfig(time_scale=plan.time_scale))
         case "worker_manager":
             return ManagerConfig(node=node)
         case "frontend":
             return FrontendConfig(
-                node=node, counting=tuple(plan.counting.values()), store=plan.store, listen=plan.listen,
+                node=node, counting=counting, store=plan.store, listen=plan.listen,
                 key_file=str(plan.state.data_key), http=f"{LOOPBACK}:0",
                 http_tls=None if is_loopback(plan.listen) else HttpTls(
                     certificate=str(plan.state.certificate(ENDPOINT)), key=str(plan.state.key(ENDPOINT))
@@ -148,7 +164,7 @@ def _settings(plan: Plan, member: Member) -> Any:
             )
         case "worker":
             return WorkerConfig(
-                node=node, counting=tuple(plan.counting.values()), memory_mb=worker_memory_mb(plan.topology),
+                node=node, counting=counting, memory_mb=worker_memory_mb(plan.topology),
                 state_dir=str(folder), runtimes_dir=str(plan.runtimes), uid_base=uid_base(plan, member),
                 name=f"{cluster_id(plan.state)}-{member.node}",
             )
@@ -181,6 +197,19 @@ def find_seeds(state: State, topology: Topology) -> dict[str, str]:
         seeds[name] = f"{LOOPBACK}:{port}"
     state.write("seeds.json", seeds)
     return seeds
+
+
+def routes(topology: Topology, seeds: Mapping[str, str]) -> "list[Route]":
+    """Every link of counting's members: from each other, from frontends and from workers."""
+    from labda.chaos.proxy import Route  # noqa: PLC0415 - for clusters whose links can be broken
+
+    members = topology.members()
+    return [
+        Route(dialler=one.node, server=other.node, address=seeds[raft(other.node) if one.service == "counting" else
+                                                                 other.node])
+        for other in members if other.service == "counting"
+        for one in members if one.service in {"counting", "frontend", "worker"} and one != other
+    ]
 
 
 def check_store(state: State) -> None:
@@ -280,7 +309,7 @@ def _make_counting(plan: Plan) -> None:
         from counting.raft import member  # noqa: PLC0415 - needed at the first start only
 
         for name in names:
-            member.create(plan.state.node(name) / "raft", name)
+            member.create(plan.state.raft(name), name)
         plan.state.write("counting.json", names)
     elif made != names:
         raise Refusal(

@@ -113,6 +113,14 @@ class State:
     def node(self, node: str) -> Path:
         return self.root / "nodes" / node
 
+    def raft(self, node: str) -> Path:
+        """A counting member's journal and dump."""
+        return self.node(node) / "raft"
+
+    def clock_offset(self, node: str) -> Path:
+        """By how much its wall clock is off, in a cluster whose clocks can be moved."""
+        return self.node(node) / "clock-offset"
+
     def log(self, node: str) -> Path:
         return self.root / "logs" / f"{node}.log"
 

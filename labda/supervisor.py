@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chassis.addresses import is_loopback
 from labda import endpoint, launch, leftovers
@@ -27,6 +27,9 @@ from labda.region import Region, opened
 from labda.state import State
 from labda.topology import DRAIN_ORDER, Topology
 from labda.version import VERSION
+
+if TYPE_CHECKING:
+    from labda.chaos.proxy import Proxy
 
 READY_S = 60.0
 STARTS_MAX = 3              # a process that ended this often before the region served will not serve
@@ -49,6 +52,7 @@ class Options:
     record: Path | None = None
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     time_scale: float = 1.0
+    breakable: bool = False     # the links of counting's members go through a proxy, and their clocks can be moved
 
 
 class Supervisor:
@@ -60,6 +64,7 @@ class Supervisor:
         self._console = console
         self._members = {member.node: member for member in options.topology.members()}
         self._children = Children(environment=launch.environment(), observe=self._on_child)
+        self._proxy: Proxy | None = None
         self._control = Control(state, self._children, drain_s=DRAIN_S)
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
@@ -85,6 +90,8 @@ class Supervisor:
                 await self._live(plan, began)
             finally:
                 await self._drain()
+                if self._proxy is not None:
+                    await self._proxy.close()
                 (self._state.root / "cluster.json").unlink(missing_ok=True)
                 if recording is not None:
                     self._write(recording)
@@ -95,14 +102,23 @@ class Supervisor:
         launch.check_store(self._state)
         host, _ = endpoint.parse(self._options.listen)
         listen = endpoint.render(host, held.getsockname()[1])
+        seeds = launch.find_seeds(self._state, self._options.topology)
         plan = launch.Plan(
             state=self._state, topology=self._options.topology, listen=listen, runtimes=self._options.runtimes,
-            seeds=launch.find_seeds(self._state, self._options.topology), check=self._options.check,
+            seeds=seeds, breakable=self._options.breakable, detours=self._detours(seeds), check=self._options.check,
             trace=self._options.trace or self._options.record is not None, changes=self._options.changes,
             time_scale=self._options.time_scale,
         )
         launch.write(plan)
         return plan
+
+    def _detours(self, seeds: Mapping[str, str]) -> Mapping[tuple[str, str], str]:
+        if not self._options.breakable:
+            return {}
+        from labda.chaos.proxy import Proxy  # noqa: PLC0415 - most clusters have none
+
+        self._proxy = self._control.proxy = Proxy(launch.routes(self._options.topology, seeds))
+        return self._proxy.addresses
 
     def _record(self) -> Recording | None:
         """Before any process writes a line."""
@@ -125,6 +141,8 @@ class Supervisor:
         self._console.line("recorded", f"{count:,} records: labda chaos check {self._options.record}")
 
     async def _live(self, plan: launch.Plan, began: float) -> None:
+        if self._proxy is not None:
+            await self._proxy.start()
         for member in self._members.values():
             self._children.start(member.node, launch.command(member, self._state), self._state.log(member.node))
         credentials = await launch.root_credentials(plan)  # while the processes start
@@ -137,7 +155,7 @@ class Supervisor:
             self._state.write("cluster.json", {
                 "endpoint": endpoint.url(plan.listen), "authority": authority, "region": plan.region,
                 "account": credentials.account, "placements": list(plan.placements), "runtimes": runtimes,
-                "version": VERSION, "time_scale": plan.time_scale,
+                "version": VERSION, "time_scale": plan.time_scale, "breakable": self._options.breakable,
             })
             await self._control.start()
             self._serving = True
@@ -272,6 +290,7 @@ class Supervisor:
         await self._children.stop_orphans()
         leftovers.sweep(self._state)
         self._remember([])
+        await asyncio.to_thread(leftovers.move_back, self._state)
         for name in killed:
             self._console.line("killed", f"{name} did not end within {DRAIN_S:.0f} s (log: {self._state.log(name)})")
         self._console.line("ended", f"{_count(len(self._members), 'process')}", f"in {time.monotonic() - began:.1f} s")
@@ -279,6 +298,7 @@ class Supervisor:
     def _end_leftovers(self) -> None:
         """What a supervisor that was killed left behind: its processes end by themselves, this waits for them."""
         left = end_leftovers(self._state.read("processes.json") or [], grace_s=LEFTOVER_S)
+        leftovers.move_back(self._state)
         left += leftovers.sweep(self._state)  # of workers that are not part of this start, too
         if left:
             self._console.line("ended", f"left from a cluster that was killed: {', '.join(left)}")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from labda.chaos.guard import Guard
 from labda.chaos.hands import Place
+from labda.chaos.proxy import LinkFault, Way
 from labda.cluster import engine
 from labda.cluster.engine import Container, Engine
-from labda.refusal import Refusal
+from labda.refusal import Refusal, Status
 
 REGION = "region"       # the network that the AZs share
 STORES = ("etcd", "nats")
@@ -91,6 +92,26 @@ class ComposeHands:
         self._cut.discard(az)
         for node in inside:
             await self._guard.paid(f"connect {node}")
+
+    async def stop(self, nodes: Sequence[str]) -> None:
+        raise Refusal(f"containers are not stopped like that: {' '.join(nodes)}", Status.USAGE)
+
+    async def go_on(self, nodes: Sequence[str]) -> None:
+        raise Refusal(f"containers are not stopped like that: {' '.join(nodes)}", Status.USAGE)
+
+    async def strike(self, ways: Sequence[Way], fault: LinkFault) -> None:
+        del ways
+        raise Refusal(f"links between containers don't go through a proxy: {fault}", Status.USAGE)
+
+    async def mend(self, ways: Sequence[Way]) -> None:
+        del ways
+        raise Refusal("links between containers don't go through a proxy", Status.USAGE)
+
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        raise Refusal(f"clocks of containers are not moved by {by_s:g} s: {' '.join(nodes)}", Status.USAGE)
+
+    async def disk(self, word: str, nodes: Sequence[str]) -> None:
+        raise Refusal(f"disks of containers don't {word}: {' '.join(nodes)}", Status.USAGE)
 
     async def missing(self) -> list[str]:
         """Whether a service serves says the region's view, long before docker checks again (30 s)."""

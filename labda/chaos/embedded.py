@@ -1,4 +1,4 @@
-"""Hands on an embedded cluster: its supervisor ends, keeps away and starts processes (``labda.control``).
+"""Hands on an embedded cluster: its supervisor ends, stops and starts processes and breaks links (``labda.control``).
 
 Owns the seeing that a worker's sandboxes are gone with it. Cutting a network needs AZs that have one: containers.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from labda.chaos.hands import Place
 from labda.chaos.history import now
+from labda.chaos.proxy import LinkFault, Way
 from labda.control import Asker
 from labda.launch import cluster_id
 from labda.refusal import Refusal, Status
@@ -28,6 +29,10 @@ class EmbeddedHands:
         self._pid = pid
         self._groups = f"labda-{cluster_id(state)}-"
         self._held: set[str] = set()
+        self._stopped: set[str] = set()
+        self._struck: set[Way] = set()
+        self._skewed: set[str] = set()
+        self._small: set[str] = set()
 
     @classmethod
     async def open(cls, state: State, *, pid: Callable[[str], int]) -> "EmbeddedHands":
@@ -69,7 +74,42 @@ class EmbeddedHands:
     async def heal(self, az: str) -> None:
         raise Refusal(f"{az} of an embedded cluster has no network to be healed: --target compose", Status.USAGE)
 
+    async def stop(self, nodes: Sequence[str]) -> None:
+        self._stopped.update(nodes)
+        await self._asker.ask("stop", nodes)
+
+    async def go_on(self, nodes: Sequence[str]) -> None:
+        await self._asker.ask("continue", nodes)
+        self._stopped.difference_update(nodes)
+
+    async def strike(self, ways: Sequence[Way], fault: LinkFault) -> None:
+        self._struck.update(ways)
+        await self._asker.strike(ways, fault)
+
+    async def mend(self, ways: Sequence[Way]) -> None:
+        await self._asker.mend(ways)
+        self._struck.difference_update(ways)
+
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        self._skewed.update(nodes)
+        await self._asker.skew(nodes, by_s)
+
+    async def disk(self, word: str, nodes: Sequence[str]) -> None:
+        self._small.update(nodes)
+        await self._asker.ask(word, nodes)
+        if word == "enlarge":
+            self._small.difference_update(nodes)
+
     async def restore(self) -> None:
+        if self._skewed:
+            await self.skew(sorted(self._skewed), 0.0)
+            self._skewed.clear()
+        if self._small:
+            await self.disk("enlarge", sorted(self._small))
+        if self._struck:
+            await self.mend(sorted(self._struck))
+        if self._stopped:
+            await self.go_on(sorted(self._stopped))
         if self._held:
             await self.release(sorted(self._held))
 

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from labda.chaos.faults import away
+from labda.chaos.faults import HITS, away
 from labda.chaos.history import Fault, Ledger, Limit, Opened, Request, of_type
-from labda.chaos.judge import HITS, Judged, failed, new_workers, warm_share
+from labda.chaos.judge import Judged, failed, new_workers, warm_share
 from labda.chaos.runs import FOREVER
+from labda.chaos.steadiness import Span, gap, leaderless, leaders, stepped_down, stranded
 from labda.console import LABEL_COLUMNS
 
 SLOW_S = 1.0        # a request that waited longer than this, beyond its run, noticed something
@@ -39,6 +40,9 @@ def figures(judged: Judged) -> dict[str, Any]:
         "limits": {"runs": len(judged.runs.all), "pools": len({one.function for one in of_type(judged.records, Limit)}),
                    "unknown": judged.runs.unknown},
         "permits": {one.moment: _permits(one, judged) for one in of_type(judged.records, Ledger)},
+        "gap": _span(gap(judged.records, judged.runs, since=opened.steady_at), opened),
+        "stranded": _stranded(judged),
+        "leaders": _leaders(judged),
     }
 
 
@@ -62,7 +66,7 @@ def _load(judged: Judged, requests: Sequence[Request]) -> dict[str, Any]:
 def _fault(fault: Fault, opened: Opened) -> dict[str, Any]:
     return {
         "at": fault.at - opened.steady_at, "took": fault.done - fault.at, "action": fault.action,
-        "nodes": list(fault.nodes), "held": list(fault.held),
+        "nodes": list(fault.nodes), "held": list(fault.held), "how": fault.how,
     }
 
 
@@ -72,7 +76,8 @@ def _errors(judged: Judged) -> dict[str, Any]:
     last = max((one.request.done for one in judged.failures), default=None)
     since = max((hit.at for hit in judged.hits if last is not None and hit.at <= last), default=None)
     return {
-        "there": excuses["there"], "notice": excuses["notice"], "unexcused": excuses[""],
+        "there": excuses["there"], "notice": excuses["notice"], "refused": excuses["refused"],
+        "unexcused": excuses[""],
         "last_at": last - judged.opened.steady_at if last is not None else None,
         "last_after": last - since if last is not None and since is not None else None,
     }
@@ -117,6 +122,27 @@ def _permits(ledger: Ledger, judged: Judged) -> dict[str, Any]:
     }
 
 
+def _span(span: Span | None, opened: Opened) -> dict[str, float] | None:
+    return {"at": span.at - opened.steady_at, "lasted": span.lasted_s} if span is not None else None
+
+
+def _stranded(judged: Judged) -> dict[str, Any]:
+    """While the run went on: of frontends that were gone."""
+    most, longest = stranded(judged.records)
+    return {"most": most, "longest": _span(longest, judged.opened)}
+
+
+def _leaders(judged: Judged) -> dict[str, Any]:
+    """Of counting, as the region saw them."""
+    opened = judged.opened
+    led = leaders(judged.records, since=opened.steady_at)
+    return {
+        "changes": [{"at": one.at - opened.steady_at, "node": one.node} for one in led],
+        "none": _span(leaderless(judged.records, since=opened.steady_at), opened),
+        "stepped_down": [{"node": one.node, "after": one.after_s} for one in stepped_down(judged.records)],
+    }
+
+
 # ---------------------------------------------------------------- for people
 
 
@@ -131,9 +157,11 @@ def render(judged: Judged, *, live: bool = False) -> str:
         ("answered", _answered_told(numbers["load"])),
         ("errors", _errors_told(numbers)),
         ("waited", _waited_told(numbers)),
+        ("gap", _gap_told(numbers["gap"])),
         ("cold", _cold_told(numbers)),
         ("limits", _limits_told(numbers)),
-        ("permits", _permits_told(numbers["permits"])),
+        ("permits", _permits_told(numbers)),
+        ("leaders", _leaders_told(numbers["leaders"])),
         *(("violated", sentence) for sentence in judged.violations),
     ]
     return "".join(f"{label:<{LABEL_COLUMNS}} {text}\n" for label, text in lines)
@@ -163,7 +191,9 @@ def _answered_told(load: dict[str, Any]) -> str:
 
 
 _DONE = {"kill": "killed", "hold": "killed, stays away", "release": "started again", "restart": "restarted",
-         "cut": "cut off", "heal": "healed"}
+         "cut": "cut off", "heal": "healed", "stop": "stopped (SIGSTOP)", "continue": "continues",
+         "strike": "struck", "mend": "mended", "skew": "has a wrong clock", "reset": "has the right time again",
+         "fill": "has a full disk", "empty": "has room again", "surge": "overloaded", "ease": "as before"}
 
 
 def _fault_told(fault: dict[str, Any]) -> str:
@@ -174,6 +204,7 @@ def _fault_told(fault: dict[str, Any]) -> str:
         f"{' '.join(nodes)} {_DONE[fault['action']]}"
     )
     held = f"held {', '.join(fault['held'])}" if fault["held"] and fault["action"] in HITS else ""
+    held = "; ".join(filter(None, (fault["how"], held)))
     if whole:
         return what + (f"; {held})" if held else ")")
     return what + (f" ({held})" if held else "")
@@ -184,7 +215,7 @@ def _az(node: str) -> str:
 
 
 def _errors_told(numbers: dict[str, Any]) -> str:
-    errors, hits = numbers["errors"], [one for one in numbers["faults"] if one["action"] not in {"release", "heal"}]
+    errors, hits = numbers["errors"], [one for one in numbers["faults"] if one["action"] in HITS]
     if errors["last_at"] is None:
         return "none"
     parts = []
@@ -192,6 +223,8 @@ def _errors_told(numbers: dict[str, Any]) -> str:
         parts.append(f"{errors['there']} in flight there")
     if errors["notice"]:
         parts.append(f"{errors['notice']} before it was noticed")
+    if errors["refused"]:
+        parts.append(f"{errors['refused']} refused with a reason")
     if errors["unexcused"]:
         parts.append(f"{errors['unexcused']} that nothing excuses")
     since = f" ({errors['last_after']:.1f} s after the fault)" if hits and errors["last_after"] is not None else ""
@@ -229,8 +262,29 @@ def _limits_told(numbers: dict[str, Any]) -> str:
     )
 
 
-def _permits_told(permits: dict[str, Any]) -> str:
-    return "; ".join(_moments(permits)) or "the ledger was not asked"
+def _gap_told(span: dict[str, float] | None) -> str:
+    if span is None:
+        return "nothing was due"
+    return f"no run began for {_ms(span['lasted'])} at the longest, from t+{span['at']:.1f} s on"
+
+
+def _leaders_told(told: dict[str, Any]) -> str:
+    changes = told["changes"]
+    if not changes:
+        return "no change"
+    parts = [f"{_count(len(changes), 'change')}, the last to {changes[-1]['node']} at t+{changes[-1]['at']:.1f} s"]
+    if told["none"] is not None:
+        parts.append(f"none led for {_ms(told['none']['lasted'])} at the longest")
+    parts += [f"{one['node']} stepped down {_ms(one['after'])} after the fault" for one in told["stepped_down"]]
+    return "; ".join(parts)
+
+
+def _permits_told(numbers: dict[str, Any]) -> str:
+    moments, during = list(_moments(numbers["permits"])), numbers["stranded"]
+    if during["longest"] is not None:
+        lasted = _ms(during["longest"]["lasted"])
+        moments.insert(0, f"up to {during['most']} of frontends that were gone stranded for {lasted}")
+    return "; ".join(moments) or "the ledger was not asked"
 
 
 def _moments(permits: dict[str, Any]) -> Iterator[str]:

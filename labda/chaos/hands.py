@@ -1,12 +1,14 @@
 """What a scenario can do to a cluster, the same for every target: one small interface.
 
-Owns the words. Each target has its own hands (``embedded``, ``compose``). Whatever was taken away by ``hold`` or
-``cut`` comes back by ``restore`` at the latest, and by itself when this process dies.
+Owns the words. Each target has its own hands (``embedded``, ``compose``). Whatever was taken away or broken comes back
+by ``restore`` at the latest, and by itself when this process dies.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from labda.chaos.proxy import LinkFault, Way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +58,30 @@ class Hands(Protocol):
 
     async def heal(self, az: str) -> None: ...
 
+    async def stop(self, nodes: Sequence[str]) -> None:
+        """SIGSTOP: they are there, keep their connections, and do nothing."""
+        ...
+
+    async def go_on(self, nodes: Sequence[str]) -> None:
+        """SIGCONT."""
+        ...
+
+    async def strike(self, ways: Sequence[Way], fault: LinkFault) -> None:
+        """What goes these ways between processes is handled like that from now on."""
+        ...
+
+    async def mend(self, ways: Sequence[Way]) -> None: ...
+
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        """Their wall clocks are off by so much."""
+        ...
+
+    async def disk(self, word: str, nodes: Sequence[str]) -> None:
+        """Of counting members: "shrink", "fill", "empty", "enlarge", as `labda.control` has them."""
+        ...
+
     async def restore(self) -> None:
-        """Everything that is still held or cut is as it was."""
+        """Everything is as it was."""
         ...
 
     async def close(self) -> None: ...

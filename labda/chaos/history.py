@@ -32,7 +32,10 @@ class Promise:
     A request may fail when a process that it was at was hit: in flight there, or sent up to ``notice_s`` after the deed
     (until the endpoint has noticed). Its failure is answered at most ``over_s`` after the hit. ``fails``: False where
     no request may fail at all. ``warm_share``: of the runs that begin more than ``over_s`` after the hit, so many are
-    warm at least. ``writes_refused``: while the fault lasts, a write gets a 503 that says why.
+    warm at least. ``writes_refused``: while the fault lasts, a write gets a 503 that says why. ``refuses``: statuses
+    that a request may get while the fault lasts and ``healed_s`` longer, with a reason; a 503 also says when to come
+    again.
+    ``leaders_per_min``: counting's leader changes so often at most, and once in any case; None promises nothing.
     """
 
     fails: bool = True
@@ -40,6 +43,9 @@ class Promise:
     over_s: float = 5.0
     warm_share: float = 0.0
     writes_refused: bool = False
+    refuses: tuple[int, ...] = ()
+    healed_s: float = 0.0
+    leaders_per_min: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +76,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request's whole life at the client. ``status`` 0: no answer came. The last five are the answer's words."""
+    """One request's whole life at the client. ``status`` 0: no answer came. From ``echo`` on, the answer's words."""
 
     at: float                       # when it was due
     sent: float
@@ -81,6 +87,7 @@ class Request:
     error: str = ""                 # the refusal's type, the function's error, or why no answer came
     reason: str = ""                # of a refusal, from its Detail
     explained: bool = False         # whether it has a type and a Detail
+    retry_after: str = ""           # of a refusal
     echo: str = ""                  # the nonce in the answer
     sandbox: str = ""
     calls: int = 0                  # of this sandbox, this one included
@@ -114,9 +121,10 @@ class Fault:
 
     at: float
     done: float
-    action: str                     # kill, hold, release, restart, cut, heal
+    action: str                     # one of ``faults``
     nodes: tuple[str, ...]
     held: tuple[str, ...] = ()      # roles that these had, for people: "the leader of counting"
+    how: str = ""                   # where the action doesn't say it, for people: "it hears nobody"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +188,14 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stranded:
+    """Permits of frontends that are gone, until the ledger has them back, whenever their number changed."""
+
+    at: float
+    permits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
     """A write to the public API while the stores may be away."""
 
@@ -201,11 +217,11 @@ class Closed:
 
 
 Record = (
-    Opened | Limit | Request | Start | End | Fault | Process | Lease | Ledger | Write | Closed
+    Opened | Limit | Request | Start | End | Fault | Process | Lease | Ledger | Stranded | Write | Closed
 )
 _TYPES: dict[str, type[Any]] = {
     one.__name__.lower(): one
-    for one in (Opened, Limit, Request, Start, End, Fault, Process, Lease, Ledger, Write, Closed)
+    for one in (Opened, Limit, Request, Start, End, Fault, Process, Lease, Ledger, Stranded, Write, Closed)
 }
 
 
@@ -235,7 +251,8 @@ def parse(text: str) -> Record:
     if kind is Opened:
         if fields["format"] != FORMAT:
             raise ValueError(f"format {fields['format']}, this labda reads {FORMAT}")
-        fields["promise"] = Promise(**fields["promise"])
+        promise = fields["promise"]
+        fields["promise"] = Promise(**promise | {"refuses": tuple(promise.get("refuses", ()))})
     elif kind is Ledger:
         fields["pools"] = tuple(Pool(**pool) for pool in fields["pools"])
         fields["hosts"] = tuple(Host(**host) for host in fields["hosts"])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from labda.chaos import evidence, runs
-from labda.chaos.faults import GIVES
+from labda.chaos.faults import GIVES, HITS
 from labda.chaos.history import (
     Closed,
     Fault,
@@ -25,17 +25,18 @@ from labda.chaos.history import (
     of_type,
 )
 from labda.chaos.runs import FOREVER, Run, Runs
+from labda.chaos.steadiness import leaders
 from labda.refusal import Refusal
 from simulation.history import check
 
-HITS = frozenset({"kill", "hold", "cut", "restart"})    # actions that may cost requests
 OK = 200
+UNAVAILABLE = 503
 EXAMPLES_MAX = 5                                        # sentences of one kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A request that didn't get its result. ``excuse``: "there", "notice", or empty: nothing excuses it."""
+    """A request that didn't get its result. ``excuse``: "there", "notice", "refused", or empty: nothing excuses it."""
 
     request: Request
     excuse: str
@@ -66,9 +67,12 @@ def judge(records: Sequence[Record]) -> Judged:
         raise Refusal("this history doesn't say which scenario it is of: its first line is missing")
     opened = records[0]
     found = runs.find(records)
-    ran, hits = found.by_nonce(), _hits(records)
+    ran, hits, over = found.by_nonce(), _hits(records), _over(records)
     failures = [
-        Failure(request=one, excuse=_excuse(opened.promise, one, ran.get(one.nonce), hits))
+        Failure(
+            request=one, excuse="refused" if _may_refuse(opened.promise, one, hits, over) else
+            _excuse(opened.promise, one, ran.get(one.nonce), hits),
+        )
         for one in of_type(records, Request) if failed(one) and one.at >= opened.steady_at
     ]
     violations = _shortened([
@@ -125,6 +129,19 @@ def _hits(records: Sequence[Record]) -> list[Fault]:
     return [one for one in of_type(records, Fault) if one.action in HITS]
 
 
+def _over(records: Sequence[Record]) -> float:
+    """When the newest of what was done was given back. What a cluster does by itself is over when it was done."""
+    faults = [one for one in of_type(records, Fault) if one.action in HITS | GIVES]
+    return faults[-1].done if faults and (faults[-1].action in GIVES or faults[-1].action == "kill") else FOREVER
+
+
+def _may_refuse(promise: Promise, request: Request, hits: Sequence[Fault], over: float) -> bool:
+    if request.status not in promise.refuses or not request.explained or not hits:
+        return False
+    told_when = request.status != UNAVAILABLE or bool(request.retry_after)
+    return told_when and hits[0].at <= request.done <= over + promise.healed_s
+
+
 def _excuse(promise: Promise, request: Request, run: Run | None, hits: Iterable[Fault]) -> str:
     """Why this failure was to be expected: its request was at what was hit, or was sent before that was noticed."""
     if not promise.fails:
@@ -159,8 +176,22 @@ def _promises(
                 "should have been"
             )
     yield from _writes(promise, records, hits)
+    yield from _leaders(promise, records, hits)
     if not hits:
         yield "promise: nothing was done to the cluster"
+
+
+def _leaders(promise: Promise, records: Sequence[Record], hits: Sequence[Fault]) -> Iterator[str]:
+    if promise.leaders_per_min is None or not hits:
+        return
+    last = max((one.done for one in of_type(records, Request)), default=hits[0].at)
+    allowed = max(1.0, promise.leaders_per_min * (last - hits[0].at) / 60.0)
+    changes = leaders(records, since=hits[0].at)
+    if len(changes) > allowed:
+        yield (
+            f"promise: counting's leader changed {len(changes)} times in {last - hits[0].at:.0f} s, "
+            f"{promise.leaders_per_min:g} times a minute are allowed"
+        )
 
 
 def _writes(promise: Promise, records: Sequence[Record], hits: Sequence[Fault]) -> Iterator[str]:

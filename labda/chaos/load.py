@@ -5,6 +5,7 @@ due, whatever became of those before, and its life is counted from when it was d
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import hmac
 import io
@@ -12,12 +13,13 @@ import json
 import random
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from typing import Any
 from urllib.parse import urlsplit
 
+from chassis.process import Tasks
 from labda.api import FUNCTIONS
 from labda.chaos.connections import BROKEN, Connections, Reply
 from labda.chaos.history import Request, now
@@ -179,6 +181,7 @@ class Load:
         self._thin = random.Random(seed + 1)  # noqa: S311
         self._stopped = self._paused = False
         self._resumed_at = 0.0
+        self._tasks = Tasks()
         self.unsent = self.answered = self.failed = 0
 
     @property
@@ -186,8 +189,22 @@ class Load:
         return self._connections.under_way
 
     async def run(self) -> None:
+        await self._follow(arrivals(self._config, self._seed))
+
+    @property
+    def capacity(self) -> float:
+        """Requests per second that the pools allow."""
+        return self._config.rate / self._config.use
+
+    async def surge(self, rate: float, lasts_s: float) -> None:
+        """From now on so much is asked for in all, for so long. Returns at once."""
+        more = dataclasses.replace(self._config, rate=rate - self._config.rate, ramp_s=0.0)
+        schedule = takewhile(lambda arrival: arrival.at < lasts_s, arrivals(more, self._seed + 2))
+        self._tasks.start(self._follow(schedule), name="a surge of requests")
+
+    async def _follow(self, schedule: Iterable[Arrival]) -> None:
         begin = now()
-        for arrival in arrivals(self._config, self._seed):
+        for arrival in schedule:
             due = begin + arrival.at
             if (ahead_s := due - now()) > 0:
                 await asyncio.sleep(max(LATE_S, ahead_s))
@@ -212,6 +229,7 @@ class Load:
     async def stop(self, timeout_s: float) -> bool:
         """Sends no more and waits for the answers; whether all came."""
         self._stopped = True
+        await self._tasks.cancel()
         answered = await self._connections.finish(timeout_s)
         self._connections.close()
         return answered
@@ -271,4 +289,7 @@ def _refusal(reply: Reply) -> dict[str, Any]:
         reason = detail
     if not reason and isinstance(told, dict):
         reason = str(told.get("errorMessage") or told.get("message") or told.get("Message") or "")
-    return {"error": kind or f"HTTP {reply.status}", "reason": reason[:200], "explained": bool(kind and detail)}
+    return {
+        "error": kind or f"HTTP {reply.status}", "reason": reason[:200], "explained": bool(kind and detail),
+        "retry_after": reply.header("retry-after"),
+    }

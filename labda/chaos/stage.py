@@ -10,15 +10,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 
 from labda.api import Api
+from labda.chaos.faults import GIVES, GIVES_BACK
 from labda.chaos.hands import Hands
 from labda.chaos.history import Fault, Record, Write, now
 from labda.chaos.load import Load
+from labda.chaos.proxy import LinkFault, Way
 from labda.refusal import Refusal
 from labda.region import Node, Region
 
 LOOK_S = 0.05
 SERVES_S = 60.0         # how long it may take until everything serves again
 WRITE_S = 20.0          # for an answer to a write
+SEAT_TRIES = 8
+ENDPOINT = "the endpoint"
+STALLED = LinkFault(stalled=True)
 ROLES = {"counting": "leader", "placement": "active", "worker_manager": "active"}
 _WORDS = {"counting": "the leader of counting", "placement": "the active placement",
           "worker_manager": "the active manager"}
@@ -40,9 +45,10 @@ class Stage:
         self._tell = tell
         self._say = say
         self._open_api = open_api
+        self.small: list[str] = []      # members whose files are on a small disk
         self._writes = 0
         self._expected = {node.node for node in region.nodes}
-        self._held: set[str] = set()
+        self._owed: dict[str, set[str]] = {}    # nodes, by the deed that gives them back
         self._past: dict[str, int] = {}     # nonces of processes that were ended: the view may still show them
 
     # ------------------------------------------------------------ what is there
@@ -70,6 +76,17 @@ class Stage:
             if node.role == ROLES[service] and node.health == "serving":
                 return node
         raise Refusal(f"no {service} is {ROLES[service]} now: `labda status` shows what is away")
+
+    async def leader(self, service: str) -> Node:
+        """Waits for one. Raises Refusal."""
+        deadline = now() + SERVES_S
+        while True:
+            try:
+                return self.leading(service)
+            except Refusal:
+                if now() > deadline:
+                    raise
+            await asyncio.sleep(LOOK_S)
 
     def roles(self, nodes: Sequence[str]) -> tuple[str, ...]:
         return tuple(
@@ -112,17 +129,92 @@ class Stage:
     async def heal(self, az: str) -> None:
         await self._do("heal", self.everything(az=az), lambda: self.hands.heal(az))
 
-    async def unseat(self, leader: Node) -> None:
-        """Before the load: another one leads afterwards, and this one serves again."""
+    async def stop(self, nodes: Sequence[str]) -> None:
+        await self._do("stop", nodes, lambda: self.hands.stop(nodes))
+
+    async def go_on(self, nodes: Sequence[str]) -> None:
+        await self._do("continue", nodes, lambda: self.hands.go_on(nodes))
+
+    async def deafen(self, node: str) -> None:
+        """Nothing that others say on counting's links reaches it; what it says arrives."""
+        ways = [(other, node) for other in self._linked(node)]
+        await self.strike([node], STALLED, how="it hears nobody", ways=ways)
+
+    async def isolate(self, node: str) -> None:
+        """On counting's links it hears nobody and nobody hears it."""
+        await self.strike([node], STALLED, how="cut off from counting's links")
+
+    async def strike(
+        self, nodes: Sequence[str], fault: LinkFault, *, how: str, ways: Sequence[Way] | None = None
+    ) -> None:
+        """``ways``: all that counting's links have from and to these nodes, if none are named."""
+        struck = self.ways(nodes) if ways is None else ways
+        await self._do("strike", nodes, lambda: self.hands.strike(struck, fault), how=how)
+
+    async def mend(self, nodes: Sequence[str]) -> None:
+        await self._do("mend", nodes, lambda: self.hands.mend(self.ways(nodes)))
+
+    def ways(self, nodes: Sequence[str]) -> list[Way]:
+        """Of counting's links from and to these nodes."""
+        return sorted({
+            way for node in nodes for other in self._linked(node) for way in ((other, node), (node, other))
+        })
+
+    async def skew(self, node: str, by_s: float) -> None:
+        await self._do("skew", [node], lambda: self.hands.skew([node], by_s), how=f"{by_s:+g} s")
+
+    async def reset_clock(self, node: str) -> None:
+        await self._do("reset", [node], lambda: self.hands.skew([node], 0.0))
+
+    async def shrink(self, node: str) -> None:
+        """Before the load: its files are on a disk that can be filled, and it serves again."""
+        self._end([node])
+        self.small.append(node)
+        await self.hands.disk("shrink", [node])
+        await self.all_serve()
+
+    async def fill(self, node: str) -> None:
+        await self._do("fill", [node], lambda: self.hands.disk("fill", [node]))
+
+    async def empty(self, node: str) -> None:
+        await self._do("empty", [node], lambda: self.hands.disk("empty", [node]))
+
+    async def surge(self, times: float) -> None:
+        """So many times the capacity of the pools is asked for, while the scenario lasts."""
+        rate = self.load.capacity * times
+        how = f"{times:g} times what the pools allow: {rate:.0f} requests/s"
+        await self._do("surge", [ENDPOINT], lambda: self.load.surge(rate, self.lasts_s), how=how)
+        await self.wait(self.lasts_s)
+        await self._do("ease", [ENDPOINT], lambda: self.wait(0.0))
+
+    def _linked(self, node: str) -> list[str]:
+        """Who has a link of counting with it: a member with everybody that counts, everybody else with the members."""
+        members = {one.node for one in self.nodes("counting")}
+        counts = members | {one.node for one in self.nodes() if one.service in {"frontend", "worker"}}
+        return sorted((counts if node in members else members) - {node})
+
+    async def seat(self, service: str, wanted: Callable[[Node], bool]) -> None:
+        """Before the load: leaders that aren't wanted give way, as often as it may take by chance."""
+        for _ in range(SEAT_TRIES):
+            leader = self.leading(service)
+            if wanted(leader):
+                return
+            await self._unseat(leader)
+
+    async def _unseat(self, leader: Node) -> None:
+        """Another one leads afterwards, and this one serves again."""
         self._end([leader.node])
         await self.hands.kill([leader.node])
         await self.all_serve()
 
     async def restore(self) -> None:
-        """What is still away is given back."""
-        held = sorted(self._held)
-        if held:
-            await self._do("release", held, self.hands.restore)
+        """What is still away or broken is given back."""
+        if self.small:
+            self._end(self.small)
+            self.small.clear()
+            await self.hands.restore()
+        for action in [action for action, nodes in self._owed.items() if nodes]:
+            await self._do(action, sorted(self._owed[action]), self.hands.restore)
 
     async def write(self, function: str) -> Write:
         """A change of this function's configuration by the public API, and what came of it."""
@@ -164,16 +256,18 @@ class Stage:
     def _end(self, nodes: Sequence[str]) -> None:
         self._past.update({node.node: node.nonce for node in self._region.nodes if node.node in nodes})
 
-    async def _do(self, action: str, nodes: Sequence[str], deed: Callable[[], Awaitable[None]]) -> None:
+    async def _do(
+        self, action: str, nodes: Sequence[str], deed: Callable[[], Awaitable[None]], *, how: str = ""
+    ) -> None:
         roles = self.roles(nodes)
         if action in {"kill", "hold", "restart"}:
             self._end(nodes)
-        if action in {"hold", "cut"}:
-            self._held.update(nodes)
-        elif action in {"release", "heal"}:
-            self._held.difference_update(nodes)
+        if action in GIVES_BACK:
+            self._owed.setdefault(GIVES_BACK[action], set()).update(nodes)
+        elif action in GIVES:
+            self._owed.get(action, set()).difference_update(nodes)
         at = now()
         await deed()
-        fault = Fault(at=at, done=now(), action=action, nodes=tuple(nodes), held=roles)
+        fault = Fault(at=at, done=now(), action=action, nodes=tuple(nodes), held=roles, how=how)
         self._tell(fault)
         self._say(fault)

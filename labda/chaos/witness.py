@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 
 from chassis.faults import Fault
 from chassis.process import Tasks
-from labda.chaos.history import End, Host, Lease, Ledger, Pool, Process, Record, Start, now
+from labda.chaos.history import End, Host, Lease, Ledger, Pool, Process, Record, Start, Stranded, now
 from labda.region import Node, Region
 from protos import counting_pb2, worker_pb2
 
 REDIAL_S = 0.2
 LEASES_S = 0.5
 LEDGER_S = 0.25
+STRANDED_S = 0.25
 OVERLAP_MS = 2000           # a log that is followed anew is read from that long before its newest line
 _STAMP = re.compile(r"RUN (\S+) (START|END) ([0-9.]+)")
 
@@ -47,6 +48,7 @@ class Witness:
         self._region.directory.observe(lambda _: self._look())
         self._look()
         self._tasks.start(self._follow_leases(), name="leases")
+        self._tasks.start(self._follow_stranded(), name="stranded permits")
 
     async def close(self) -> None:
         await self._tasks.cancel()
@@ -120,6 +122,27 @@ class Witness:
                         self._leases[manager, held.worker] = held.lease
                         self._tell(Lease(at=now(), worker=held.worker, lease=held.lease, manager=manager))
             await asyncio.sleep(LEASES_S)
+
+    async def _follow_stranded(self) -> None:
+        """While nobody leads, nobody can say; what was said last is taken to hold."""
+        said = 0
+        while True:
+            answer = await self._region.pools()
+            if answer is not None:
+                permits = self._stranded(answer)
+                if permits != said:
+                    said = permits
+                    self._tell(Stranded(at=now(), permits=permits))
+            await asyncio.sleep(STRANDED_S)
+
+    def _stranded(self, answer: counting_pb2.ListPoolsAnswer) -> int:
+        """Of frontends that are gone: by the region's view, which knows sooner, or by the ledger."""
+        serving = {node.node for node in self._region.nodes if node.health == "serving"}
+        holders = [
+            holder for one in answer.pools if self._is_ours(one.pool.account, one.pool.function)
+            for holder in one.holders
+        ]
+        return sum(one.size for one in holders if one.state != "live" or one.session.frontend not in serving)
 
     # ------------------------------------------------------------ logs
 

@@ -87,7 +87,9 @@ def _run(options: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise Refusal(f"--{error}", Status.USAGE) from error
-    options.state.cluster()
+    cluster = options.state.cluster()
+    if scenario.breakable and not cluster.get("breakable", False):
+        raise Refusal(f"{scenario.name} needs a cluster that was started with `labda up --breakable`", Status.USAGE)
     _agree(scenario, options)
     try:
         judged, path = asyncio.run(_live(options, scenario, config))
@@ -247,8 +249,9 @@ def _tell(judged: Judged, path: Path, *, as_json: bool, again: bool = False) -> 
 def _listed() -> str:
     lines = []
     for one in SCENARIOS.values():
-        where = "" if len(one.targets) > 1 else f" (--target {one.targets[0]})"
-        lines += [f"{one.name:<18}{one.does}{where}", f"{'':<18}promises: {one.promises}"]
+        where = " (--target compose)" if one.targets == (COMPOSE,) else ""
+        where += " (labda up --breakable)" if one.breakable else ""
+        lines += [f"{one.name:<24}{one.does}{where}", f"{'':<24}promises: {one.promises}"]
     return "\n".join(lines) + "\n"
 
 

@@ -41,6 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--trace", action="store_true", help="services record every event: STATE/nodes/NODE/trace.ndjson")
     add("--record", type=Path, metavar="FILE",
         help="when all has ended, write there what happened: `labda chaos check FILE` judges it (with --trace)")
+    add("--breakable", action="store_true",
+        help="what counting's members say and hear goes through a proxy, for `labda chaos` to break")
     add("--set", action="append", default=[], metavar="SERVICE.SETTING=VALUE",
         help="another value than the default for a setting of a service's configuration, as TOML writes it "
         "(counting.authority_s=30); may be given again")
@@ -79,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     supervisor.supervise(state, supervisor.Options(
         topology=topology, listen=options.listen, runtimes=options.runtimes.resolve(), deploy=tuple(options.deploy),
         check=options.check, trace=options.trace, changes=changes, time_scale=options.time_scale,
-        record=options.record.resolve() if options.record else None,
+        record=options.record.resolve() if options.record else None, breakable=options.breakable,
     ), Console(mirror=mirror))
     return process.leave(Status.OK)
 
@@ -116,7 +118,8 @@ def _detach(state: State, options: argparse.Namespace) -> int:
     argv += ["--record", str(options.record.resolve())] if options.record else []
     argv += [word for path in options.deploy for word in ("--deploy", str(path.resolve()))]
     argv += [word for change in options.set for word in ("--set", change)]
-    argv += [word for word, wanted in (("--check", options.check), ("--trace", options.trace)) if wanted]
+    flags = (("--check", options.check), ("--trace", options.trace), ("--breakable", options.breakable))
+    argv += [word for word, wanted in flags if wanted]
     log = state.log("supervisor")
     with log.open("w") as output:
         process = subprocess.Popen(

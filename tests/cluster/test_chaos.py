@@ -9,11 +9,12 @@ import sys
 import pytest
 
 from labda.refusal import Status
-from tests.cluster.cluster import ROOT
+from tests.cluster.cluster import ROOT, Cluster, Footprint
 
 RUN_S = 180.0       # a run may wait half a minute each for answers, for the ledger and for everything to serve again
 OVER_S = 30.0       # what a fault costs is over by then; that it is within 5 s is no claim about a busy machine
 LATE = re.compile(r"promise: request \S+ of \S+ failed (\S+) s after the last fault .*")
+RESTLESS = re.compile(r"promise: counting's leader changed \d+ times .*")     # the same machine loses one by itself
 MORE_OF_IT = re.compile(r"promise: and \d+ more of this kind")
 # Small pools, little used: the survivors' share of them has to do while the rest is stranded.
 LOAD = ("--functions", "2", "--pool", "20", "--use", "0.35", "--rate", "10", "--ramp", "2", "--seed", "5")
@@ -61,6 +62,45 @@ def test_the_loss_of_an_az_is_survived(whole):
     assert shown.stdout.splitlines()[-1].startswith(f"verdict    {word}")
 
 
+@pytest.fixture(scope="module")
+def breakable(_needs_a_host, tmp_path_factory):
+    """A cluster of its own, whose links go through a proxy."""
+    running = Cluster(tmp_path_factory.mktemp("breakable") / "state")
+    running.start("--breakable")
+    try:
+        yield running
+    finally:
+        footprint = Footprint.of(running)
+        status = running.stop()
+    assert status == 0, "".join(running.output)
+    assert not footprint.left(running)
+
+
+@pytest.mark.parametrize(("name", "actions", "victims", "leaders"), [
+    ("counting-stop", ["stop", "continue"], 1, 1),
+    ("counting-deaf", ["strike", "mend"], 1, 1),
+    ("counting-all-kill", ["kill"], 3, 1),
+    ("frontends-kill", ["hold", "release"], 2, 0),
+])
+def test_counting_under_faults(breakable, name, actions, victims, leaders):
+    found = breakable.labda("chaos", "run", name, "--yes", "--json", "--duration", "3", *LOAD, timeout_s=RUN_S)
+    assert found.returncode in {Status.OK, Status.FAILED}, found.stdout + found.stderr
+    verdict = json.loads(found.stdout)
+    assert all(is_only_late(one) or RESTLESS.fullmatch(one) for one in verdict["violations"]), verdict["violations"]
+    assert [fault["action"] for fault in verdict["faults"]] == actions
+    assert len(verdict["faults"][0]["nodes"]) == victims
+    assert verdict["load"]["ok"] > 50
+    assert verdict["gap"]["lasted"] > 0
+    assert len(verdict["leaders"]["changes"]) >= leaders
+    assert ("the leader of counting" in verdict["faults"][0]["held"]) == bool(leaders)
+    assert [one["node"] for one in verdict["leaders"]["stepped_down"]] == (
+        verdict["faults"][0]["nodes"] if name == "counting-deaf" else []
+    ), "it knows by itself that nobody answers"
+    assert (verdict["stranded"]["most"] > 0) == (name == "frontends-kill")
+    assert verdict["permits"]["end"]["granted"] == 0
+    breakable.await_healthy()
+
+
 def test_ctrl_c_gives_everything_back(whole):
     process = subprocess.Popen(
         # As from a shell that put it in the background: SIGINT is ignored at first.
@@ -101,6 +141,7 @@ def test_traces_of_real_processes_are_judged_as_those_of_the_simulation(cluster)
     (("run", "az-loss"), Status.USAGE, "say --yes"),
     (("run", "nothing", "--yes"), Status.USAGE, "there is no scenario nothing: worker-kill, "),
     (("run", "az-cut", "--yes"), Status.USAGE, "needs --target compose"),
+    (("run", "counting-deaf", "--yes"), Status.USAGE, "needs a cluster that was started with `labda up --breakable`"),
     (("run", "az-loss", "--yes", "--pool", "0"), Status.USAGE, "pool is 0"),
     (("run", "az-loss", "--yes", "--duration", "0.5"), Status.USAGE, "1 s at least"),
     (("check", "/dev/null"), Status.FAILED, "doesn't say which scenario"),
@@ -117,5 +158,5 @@ def test_what_cannot_be_is_refused_before_anything_is_done(cluster, arguments, s
 def test_the_list_says_what_each_does_and_promises(cluster):
     shown = cluster.labda("chaos", "list")
     rows = json.loads(cluster.labda("chaos", "list", "--json").stdout)
-    assert {"worker-kill", "az-loss", "power-cut"} <= {row["name"] for row in rows}
+    assert {"worker-kill", "az-loss", "power-cut", "counting-deaf", "overload"} <= {row["name"] for row in rows}
     assert all(row["does"] and row["promises"] and row["does"] in shown.stdout for row in rows)

@@ -27,6 +27,8 @@ from labda.refusal import Refusal
 
 T = 1000.0      # when the load is at its rate
 HIT = T + 10
+REFUSES = Promise(fails=False, refuses=(503,), healed_s=2.0)
+STEADY = Promise(fails=False, leaders_per_min=1.0)
 W1, W2 = "worker-az1-1", "worker-az2-1"
 F = "chaos-1"
 
@@ -79,6 +81,25 @@ def fault(at=HIT, nodes=(W1,), action="hold"):
     return Fault(at=at, done=at + 0.1, action=action, nodes=nodes)
 
 
+def led(at, node="counting-az2"):
+    return Process(at=at, node=node, service="counting", health="serving", role="leader", pid=1)
+
+
+def shed(nonce, sent, done, status=503, **fields):
+    error = {503: "ServiceUnavailableException", 429: "TooManyRequestsException"}[status]
+    return failure(nonce, sent, done, status, error, **{"retry_after": "1"} | fields)
+
+
+def stopped(*extra, promise):
+    """Members of counting are stopped for 20 s, and nothing else is done."""
+    return [
+        opened(promise), Limit(at=T - 18, function=F, limit=2), *ran("a", T + 1), led(T - 18, "counting-az1"),
+        fault(HIT, ("counting-az1", "counting-az2"), "stop"), *ran("b", HIT + 1, calls=2),
+        fault(HIT + 20, ("counting-az1", "counting-az2"), "continue"), *ran("c", HIT + 24, calls=3), *extra,
+        ledger("quiet", HIT + 30), ledger("end", HIT + 40), Closed(at=HIT + 41),
+    ]
+
+
 def lease(number, manager="manager-az2", at=T):
     return Lease(at=at, worker=W1, lease=number, manager=manager)
 
@@ -114,6 +135,9 @@ FINE = {
     "a lower limit, what ran goes on": history(
         ok("g", HIT + 5, "s2", 3), ok("h", HIT + 5.1, "s3", 2), Limit(at=HIT + 5.5, function=F, limit=1),
         ok("i", HIT + 7, "s2", 4)),
+    "refused while a quorum is lost, and a little later": stopped(
+        shed("g", HIT + 2, HIT + 4), shed("h", HIT + 19, HIT + 22), promise=REFUSES),
+    "one change of the leader": stopped(led(HIT + 1), promise=STEADY),
     "taken over": history(lease(2, "manager-az3", T + 2), lease(1, at=T + 2.1), lease(3, "manager-az3", T + 3)),
 }
 PLANTED = {
@@ -171,6 +195,13 @@ PLANTED = {
     "failed though nothing may": ("promise", history(promise=Promise(fails=False))),
     "cold afterwards": ("promise", history(
         ok("g", HIT + 9, "s8"), ok("h", HIT + 9, "s9"), promise=Promise(warm_share=0.9))),
+    "refused before the quorum was lost": ("promise", stopped(shed("g", T + 2, T + 3), promise=REFUSES)),
+    "refused too long after it was back": ("promise", stopped(shed("g", HIT + 21, HIT + 22.2), promise=REFUSES)),
+    "refused without saying when to come again": (
+        "promise", stopped(shed("g", HIT + 2, HIT + 4, retry_after=""), promise=REFUSES)),
+    "throttled where only a 503 is true": ("promise", stopped(shed("g", HIT + 2, HIT + 4, 429), promise=REFUSES)),
+    "leaders that change too often": (
+        "promise", stopped(led(HIT + 1), led(HIT + 2, "counting-az1"), promise=STEADY)),
     "nothing was done": ("promise", [
         one for one in history(quiet=(0,)) if not isinstance(one, Fault) and getattr(one, "nonce", "") != "d"]),
     # histories that prove nothing

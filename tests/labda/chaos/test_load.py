@@ -204,6 +204,25 @@ async def test_a_paused_load_sends_nothing_and_begins_again_slowly():
         await asyncio.wait_for(sending, DEADLINE_S)
 
 
+async def test_a_surge_asks_for_more_for_a_while():
+    told: list[Request] = []
+    async with Server() as server:
+        load = loaded(server, told, rate=50.0)
+        assert load.capacity == 100.0
+        sending = asyncio.create_task(load.run())
+        await until(lambda: len(told) > 10)
+        began, before = now(), len(server.bodies)
+        await load.surge(500.0, 0.5)
+        await until(lambda: now() > began + 0.5)
+        await until(lambda: len(server.bodies) > before + 200)     # its own schedule alone: 25
+        await until(lambda: not load._tasks._tasks)     # it ended by itself
+        late = len(server.bodies)
+        await until(lambda: len(server.bodies) > late)
+        await load.stop(DEADLINE_S)
+        await asyncio.wait_for(sending, DEADLINE_S)
+    assert len({one.nonce for one in told}) == len(told)
+
+
 async def test_a_broken_connection_is_a_failure_without_a_status():
     told: list[Request] = []
     async with Server() as server:

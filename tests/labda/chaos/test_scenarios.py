@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from labda.chaos.faults import GIVES, GIVES_BACK
 from labda.chaos.hands import Place
 from labda.chaos.history import Fault, Record, Write, of_type
-from labda.chaos.scenarios import BOTH, COLD, SCENARIOS
+from labda.chaos.proxy import LinkFault, Way
+from labda.chaos.scenarios import COLD, COMPOSE, SCENARIOS
 from labda.chaos.stage import Stage
 from protos import placement_pb2
 
@@ -65,6 +67,11 @@ class TownHands:
         self._town = town
         self.away: set[str] = set()
         self.cut_off: set[str] = set()
+        self.stopped: set[str] = set()
+        self.struck: dict[Way, LinkFault] = {}
+        self.ever_struck: set[Way] = set()
+        self.skewed: dict[str, float] = {}
+        self.disks: list[str] = []
         self.stores = tuple(Place(node=f"{one}-{az}", service=one, az=az) for one in ("etcd", "nats") for az in AZS)
 
     async def missing(self) -> list[str]:
@@ -93,8 +100,38 @@ class TownHands:
     async def heal(self, az: str) -> None:
         self.cut_off.discard(az)
 
+    async def stop(self, nodes: Sequence[str]) -> None:
+        self.stopped.update(nodes)
+        self._town.end(nodes, back=False)
+
+    async def go_on(self, nodes: Sequence[str]) -> None:
+        self.stopped.difference_update(nodes)
+        self._town.begin(nodes)
+
+    async def strike(self, ways: Sequence[Way], fault: LinkFault) -> None:
+        self.ever_struck.update(ways)
+        self.struck.update(dict.fromkeys(ways, fault))
+
+    async def mend(self, ways: Sequence[Way]) -> None:
+        for way in ways:
+            self.struck.pop(way, None)
+
+    async def skew(self, nodes: Sequence[str], by_s: float) -> None:
+        self.skewed.update(dict.fromkeys(nodes, by_s))
+
+    async def disk(self, word: str, nodes: Sequence[str]) -> None:
+        self.disks += [f"{word} {node}" for node in nodes]
+        if word in {"shrink", "enlarge"}:
+            self._town.end(nodes, back=True)
+
     async def restore(self) -> None:
+        small = [words.split()[1] for words in self.disks if words.startswith("shrink")]
+        if small and not self.disks[-1].startswith("enlarge"):
+            await self.disk("enlarge", small)
+        await self.skew(list(self.skewed), 0.0)
         await self.release(sorted(self.away))
+        await self.go_on(sorted(self.stopped))
+        await self.mend(list(self.struck))
         self.cut_off.clear()
 
     async def close(self) -> None:
@@ -106,6 +143,7 @@ class Quiet:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.capacity = 30.0
 
     def ask(self, function: str) -> None:
         self.told.append(f"ask {function}")
@@ -115,6 +153,9 @@ class Quiet:
 
     def resume(self) -> None:
         self.told.append("resume")
+
+    async def surge(self, rate: float, lasts_s: float) -> None:
+        self.told.append(f"surge {rate:g} {lasts_s:g}")
 
 
 class Desk:
@@ -162,13 +203,16 @@ async def played(
     await stage.restore()
     assert not hands.away
     assert not hands.cut_off
+    assert not hands.stopped
+    assert not hands.struck
+    assert not any(hands.skewed.values())
     assert stage.missing() == []
     gone: set[str] = set()
     for fault in of_type(records, Fault):
         assert fault.done >= fault.at
-        if fault.action in {"hold", "cut"}:
+        if fault.action in GIVES_BACK:
             gone.update(fault.nodes)
-        elif fault.action in {"release", "heal"}:
+        elif fault.action in GIVES:
             gone.difference_update(fault.nodes)
     assert not gone, "the records say that it is back"
     return of_type(records, Fault), load, records
@@ -189,6 +233,20 @@ async def test_it_does_something_and_gives_it_back(name):
     ("frontend-kill", ["kill"], {"frontend"}),
     ("manager-kill", ["kill"], {"manager"}),
     ("counting-kill", ["kill"], {"counting"}),
+    ("counting-kills", ["kill"], {"counting"}),
+    ("counting-all-kill", ["kill"], {"counting"}),
+    ("counting-stop", ["stop", "continue"], {"counting"}),
+    ("counting-quorum", ["stop", "continue"], {"counting"}),
+    ("counting-deaf", ["strike", "mend"], {"counting"}),
+    ("counting-deaf-follower", ["strike", "mend"], {"counting"}),
+    ("counting-cut", ["strike", "mend"], {"counting"}),
+    ("frontends-kill", ["hold", "release"], {"frontend"}),
+    ("counting-slow", ["strike", "mend"], {"counting"}),
+    ("counting-resets", ["strike", "mend"], {"counting"}),
+    ("frontend-half-open", ["strike", "mend"], {"frontend"}),
+    ("counting-clock", ["skew", "reset"], {"counting"}),
+    ("counting-full-disk", ["fill", "empty"], {"counting"}),
+    ("overload", ["surge", "ease"], {"the endpoint"}),
     ("placement-kill", ["hold", "release"], {"placement"}),
     ("etcd-kill", ["kill"], {"etcd"}),
     ("nats-kill", ["kill"], {"nats"}),
@@ -222,6 +280,65 @@ async def test_a_leader_that_is_killed_is_told_of():
     assert (faults[0].nodes, faults[0].held) == (("counting-az2",), ("the leader of counting",))
 
 
+async def test_an_overload_is_three_times_what_the_pools_allow():
+    faults, load, _ = await played("overload")
+    assert load.told == [f"surge 90 {LASTS_S:g}"]
+    assert "3 times what the pools allow: 90 requests/s" in faults[0].how
+
+
+async def test_the_full_disk_is_the_leaders():
+    stage, hands, _, records = staged()
+    prepare = SCENARIOS["counting-full-disk"].prepare
+    assert prepare is not None
+    await prepare(stage)
+    [shrunk] = hands.disks
+    node = shrunk.removeprefix("shrink ")
+    assert stage.leading("counting").node == node
+    await SCENARIOS["counting-full-disk"].act(stage)
+    await stage.restore()
+    assert hands.disks == [f"{word} {node}" for word in ("shrink", "fill", "empty", "enlarge")]
+    assert of_type(records, Fault)[0].held == ("the leader of counting",)
+
+
+async def test_a_quorum_is_lost_with_its_leader():
+    faults, _, _ = await played("counting-quorum", counting="az2")
+    assert len(faults[0].nodes) == 2
+    assert "counting-az2" in faults[0].nodes
+
+
+async def test_half_of_the_frontends_is_rounded_up():
+    faults, _, _ = await played("frontends-kill")
+    assert len(faults[0].nodes) == 2
+
+
+@pytest.mark.parametrize(("name", "deaf", "mute"), [
+    ("counting-deaf", {"counting-az2"}, set()), ("counting-cut", {"counting-az2"}, {"counting-az2"}),
+    ("counting-deaf-follower", {"counting-az1", "counting-az3"}, set()),
+])
+async def test_who_hears_nobody_is_heard_unless_it_is_cut_off(name, deaf, mute):
+    stage, hands, _, _ = staged(counting="az2")
+    await SCENARIOS[name].act(stage)
+    [victim] = mute or {target for _, target in hands.ever_struck}
+    assert victim in deaf
+    others = {f"{one}-{az}" for one in ("counting", "frontend", "worker") for az in AZS} - {victim}
+    heard = {(other, victim) for other in others}
+    assert hands.ever_struck == heard | ({(victim, other) for other in others} if mute else set())
+
+
+async def test_slow_links_are_those_between_members():
+    stage, hands, _, _ = staged()
+    await SCENARIOS["counting-slow"].act(stage)
+    members = {f"counting-{az}" for az in AZS}
+    assert hands.ever_struck == {(one, other) for one in members for other in members if one != other}
+
+
+async def test_a_frontend_that_is_not_told_is_the_one_who_dialled():
+    stage, hands, _, _ = staged()
+    await SCENARIOS["frontend-half-open"].act(stage)
+    assert len({source for source, _ in hands.ever_struck}) == 1
+    assert {target for _, target in hands.ever_struck} == {f"counting-{az}" for az in AZS}
+
+
 async def test_without_stores_writes_are_tried_and_a_function_that_never_ran_is_asked():
     faults, load, records = await played("stores-away", 3.0)    # a write is tried in the second half of it
     writes = of_type(records, Write)
@@ -239,5 +356,6 @@ async def test_a_power_cut_is_no_time_for_requests():
 
 
 def test_what_needs_a_network_or_replicated_stores_is_for_containers():
-    elsewhere = {name for name, scenario in SCENARIOS.items() if scenario.targets != BOTH}
+    elsewhere = {name for name, scenario in SCENARIOS.items() if scenario.targets == (COMPOSE,)}
     assert elsewhere == {"az-cut", "etcd-kill", "nats-kill", "stores-away"}
+
