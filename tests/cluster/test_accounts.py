@@ -118,7 +118,7 @@ def test_a_wrong_key_opens_nothing(cluster, key_id, secret, code):
 
 
 def test_the_accounts_are_listed_with_their_limits(cluster, account, client, other):
-    found = {each["name"]: each for each in labda(cluster, "account", "list")}
+    found = {each["name"]: each for each in cluster.told("account", "list")}
     assert (found["root"]["id"], found["root"]["root"], found["root"]["concurrency"]) == ("000000000000", True, 1000)
     assert (found["billing"]["id"], found["billing"]["concurrency"]) == (account["id"], 300)
     assert found["billing"]["keys"] >= 1
@@ -159,7 +159,7 @@ def test_a_revoked_key_is_refused_by_every_frontend(cluster, account):
     finally:
         for client in clients:
             client.close()
-    assert key["access_key_id"] not in [each["access_key_id"] for each in labda(cluster, "key", "list")]
+    assert key["access_key_id"] not in [each["access_key_id"] for each in cluster.told("key", "list")]
     again = cluster.labda("key", "revoke", key["access_key_id"])
     assert again.returncode == 4
     assert "it was revoked" in again.stderr

@@ -281,8 +281,8 @@ async def test_a_client_that_goes_while_a_sandbox_is_made_gives_its_permit_back(
     async with region(limit=1) as made:
         made.manager.hold = asyncio.Event()
         waiting = asyncio.create_task(made.invoke(request_id="gone"))
-        await until(lambda: held(made) == 1)
-        await asyncio.sleep(0.01)
+        await until(lambda: "reserve gone" in {task.get_name() for task in made.manager.tasks._tasks})
+        assert held(made) == 1
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
