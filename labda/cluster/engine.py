@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class Container:
     pid: int                    # of its process 1, on this host; 0 when it doesn't run
     started: str
     addresses: Mapping[str, str] = field(default_factory=dict)  # network, without the project's name -> address
+
+    @property
+    def started_at(self) -> float:
+        """Unix seconds."""
+        return datetime.fromisoformat(self.started).timestamp()
 
     @property
     def address(self) -> str:

@@ -7,6 +7,7 @@ before it is dropped. The state is in the authority's own files: ``NAME.pem`` ho
 
 import enum
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography import x509
@@ -26,8 +27,12 @@ class Step(enum.Enum):
     DROPPED = "the old one is not trusted any more: restart every container"
 
 
-def rotate(root: Path, name: str) -> Step:
-    """The next step for one of ``trust.AUTHORITIES``. Raises Refusal."""
+def rotate(root: Path, name: str, started: Mapping[str, float]) -> Step:
+    """The next step for one of ``trust.AUTHORITIES``. ``started``: when each node that runs was started, Unix seconds.
+
+    Raises Refusal, also while one runs that was started before the step before: it would trust nobody after this one,
+    or nobody it.
+    """
     folder = root / "ca"
     if name not in trust.AUTHORITIES or not (folder / f"{name}.pem").exists():
         raise Refusal(
@@ -35,9 +40,23 @@ def rotate(root: Path, name: str) -> Step:
         )
     if not (folder / f"{name}.key").exists():
         raise Refusal(f"{folder / name}.key is missing: bring it for as long as something is issued", Status.HOST)
+    older = sorted(node for node, at in started.items() if at < _stepped(folder, name))
+    if older:
+        raise Refusal(
+            f"{', '.join(older)} run with what was trusted before the last step: `labda cluster roll` first, until it "
+            "ends well", Status.REFUSED,
+        )
     step = _step(folder, name)
     trust.refresh(root)
     return step
+
+
+def _stepped(folder: Path, name: str) -> float:
+    """When the last step of a replacement that goes on was done. 0.0: none goes on, or its last step was cut off."""
+    pem, following = folder / f"{name}.pem", folder / f"{name}-next.key"
+    trusted = x509.load_pem_x509_certificates(pem.read_bytes())
+    cut_off = following.exists() and _belongs(following, trusted[0])
+    return 0.0 if len(trusted) == 1 or cut_off else pem.stat().st_mtime
 
 
 def _step(folder: Path, name: str) -> Step:

@@ -172,11 +172,11 @@ def test_an_authority_is_replaced_in_three_steps(root):
         trusted.append(x509.load_pem_x509_certificates((root / "nodes" / "worker-az1-1" / "root.pem").read_bytes()))
 
     look()
-    assert rotate(root, "root") is Step.ANNOUNCED
+    assert rotate(root, "root", {}) is Step.ANNOUNCED
     look()
-    assert rotate(root, "root") is Step.SWITCHED
+    assert rotate(root, "root", {}) is Step.SWITCHED
     look()
-    assert rotate(root, "root") is Step.DROPPED
+    assert rotate(root, "root", {}) is Step.DROPPED
     look()
     assert [len(roots) for roots in trusted] == [1, 2, 2, 1]
     assert shown[0] == shown[1] != shown[2] == shown[3]
@@ -192,6 +192,17 @@ def test_an_authority_is_replaced_in_three_steps(root):
     assert not list((root / "ca").glob("*next*"))
 
 
+def test_no_authority_is_replaced_further_while_a_node_runs_with_what_was_before(root):
+    began = time.time()
+    assert rotate(root, "root", {"worker-az1-1": began - 60.0}) is Step.ANNOUNCED     # nothing was done before
+    before = (root / "ca" / "root.pem").read_bytes()
+    started = {"counting-az1": time.time() + 1.0, "worker-az1-1": began - 60.0, "etcd-az1": began - 60.0}
+    with pytest.raises(Refusal, match=r"etcd-az1, worker-az1-1 run with .* `labda cluster roll` first"):
+        rotate(root, "root", started)
+    assert (root / "ca" / "root.pem").read_bytes() == before
+    assert rotate(root, "root", dict.fromkeys(started, time.time() + 1.0)) is Step.SWITCHED
+
+
 def issued(issuer, certificate):
     try:
         certificate.verify_directly_issued_by(issuer)
@@ -201,20 +212,20 @@ def issued(issuer, certificate):
 
 
 def test_the_stores_authorities_are_replaced_the_same_way_and_a_step_that_was_cut_off_is_finished(root):
-    assert rotate(root, "peers") is Step.ANNOUNCED
+    assert rotate(root, "peers", {}) is Step.ANNOUNCED
     pem = root / "ca" / "peers.pem"
     first, second = x509.load_pem_x509_certificates(pem.read_bytes())
     parts = [one.public_bytes(serialization.Encoding.PEM) for one in (second, first)]
     pem.write_bytes(b"".join(parts))    # cut off in the second step: before its key was put in place
-    assert rotate(root, "peers") is Step.SWITCHED
+    assert rotate(root, "peers", {}) is Step.SWITCHED
     peer = load(root / "stores" / "etcd-az1" / "peer.pem")
     assert issued(second, peer)
     bundle = x509.load_pem_x509_certificates((root / "stores" / "etcd-az1" / "peer-ca.pem").read_bytes())
     assert bundle == [second, first]
-    assert rotate(root, "peers") is Step.DROPPED
+    assert rotate(root, "peers", {}) is Step.DROPPED
     assert load(root / "stores" / "etcd-az1" / "peer.pem") == peer
     with pytest.raises(Refusal, match="there are root, stores, peers"):
-        rotate(root, "placement-az1")
+        rotate(root, "placement-az1", {})
 
 
 def test_a_name_that_is_no_dns_name_is_refused(tmp_path):

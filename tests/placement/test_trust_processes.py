@@ -289,7 +289,7 @@ async def test_the_root_is_replaced_without_an_end_to_anything_but_what_is_resta
     calls = 0
     for step in (None, rotation.Step.ANNOUNCED, rotation.Step.SWITCHED, rotation.Step.DROPPED):
         if step is not None:
-            assert rotation.rotate(cluster.root, "root") is step
+            assert rotation.rotate(cluster.root, "root", {}) is step
         for node in cluster.addresses if step is not None else ():
             process = cluster.running[node]
             process.terminate()
