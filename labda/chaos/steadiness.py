@@ -11,6 +11,7 @@ from labda.chaos.runs import FOREVER, Runs
 
 COUNTING = "counting"
 LEADER = "leader"
+NOBODY = ("", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +64,18 @@ def stranded(records: Sequence[Record]) -> tuple[int, Span | None]:
 
 
 def leaders(records: Iterable[Record], *, since: float) -> list[Led]:
-    """Whoever began to lead from then on, in order. A leader that is the same process as before is no change."""
+    """Whoever began to lead from then on, in order. One that stopped leading and leads again is a change, too; one
+    that was only missed for a while isn't."""
     led: list[Led] = []
     leading: tuple[str, int] | None = None
     for one in _seen(records):
-        if one.role == LEADER and one.health == "serving" and (one.node, one.pid) != leading:
+        who = (one.node, one.pid)
+        if one.role == LEADER and one.health == "serving" and who != leading:
             if leading is not None and one.at >= since:
                 led.append(Led(at=one.at, node=one.node))
-            leading = (one.node, one.pid)
+            leading = who
+        elif one.role != LEADER and who == leading:
+            leading = NOBODY
     return led
 
 

@@ -43,6 +43,8 @@ FIRST = [seen(0, A, "leader"), seen(0, B, "follower")]
     ([], [], None),
     # It stepped down, another one leads later.
     ([seen(5, A, "follower"), seen(6, B, "leader")], [Led(at=6, node=B)], Span(at=5, lasted_s=1)),
+    # It stepped down, and leads again: the term is another.
+    ([seen(5, A, "follower"), seen(6, A, "leader")], [Led(at=6, node=A)], Span(at=5, lasted_s=1)),
     # It was killed, and leads again.
     ([seen(5, A, "leader", "dead"), seen(7, A, "leader", pid=2)], [Led(at=7, node=A)], Span(at=5, lasted_s=2)),
     # It was only missed for a while.
@@ -50,7 +52,7 @@ FIRST = [seen(0, A, "leader"), seen(0, B, "follower")]
     # Another one leads before the old leader knows: somebody always did.
     ([seen(5, B, "leader"), seen(8, A, "follower")], [Led(at=5, node=B)], None),
 ])
-def test_a_leader_is_another_node_or_another_process(news, led, none):
+def test_a_leader_is_another_node_process_or_term(news, led, none):
     assert leaders([*FIRST, *news], since=1.0) == led
     assert leaderless([*FIRST, *news], since=1.0) == none
 
