@@ -1,4 +1,4 @@
-"""What an hour of churn leaves in counting: journal, snapshot and memory at minute 10 and at the end, in virtual time.
+"""What an hour of churn leaves in counting: journal, snapshot and memory every ten minutes, in virtual time.
 
     python -m benchmarks.churn [MINUTES]
 
@@ -9,7 +9,6 @@ an hour of a busy region, so that what is kept for each that ever was shows up.
 """
 
 import asyncio
-import gc
 import os
 import random
 import sys
@@ -27,8 +26,7 @@ from simulation.loop import VirtualLoop, run
 from tests.counting.client import Client, Refused, WorkerClient, WorkerUp
 from tests.counting.region import REST, A, Region, call, frontend, pool_of, region_in_memory
 
-FIRST_LOOK_MIN = 10
-WINDOW_MIN = 10             # a journal is a saw: of it, the highest tooth of so many minutes is told
+WINDOW_MIN = 10     # a journal is a saw, in the file and in memory: of it, the highest tooth of so many minutes is told
 FRONTENDS, WORKERS = 3, 3
 REQUESTS_PER_FRONTEND = 4   # that wait or run at a time
 RUN_S = 1.0                 # mean
@@ -165,19 +163,23 @@ class Sizes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._journals: deque[int] = deque(maxlen=WINDOW_MIN * 60)
+        self._journals: list[int] = []
+        self._resident: list[int] = []
 
     def look(self) -> None:
         self._journals.append(max(path.stat().st_size for path in self._folder.glob("*/journal")))
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self._resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
 
     def told(self) -> str:
-        gc.collect()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        """Of what was seen since it was told last."""
         dumps = [path.stat().st_size for path in self._folder.glob("*/dump")]
-        return (
-            f"journal {max(self._journals) / 1e6:.2f} MB at most in the {WINDOW_MIN} minutes before, snapshot "
-            f"{max(dumps, default=0) / 1e3:.1f} KB, memory {pages * os.sysconf('SC_PAGE_SIZE') / 1e6:.1f} MB"
+        text = (
+            f"journal {max(self._journals) / 1e6:.2f} MB, snapshot {max(dumps, default=0) / 1e3:.1f} KB, memory "
+            f"{max(self._resident) / 1e6:.1f} MB at most"
         )
+        self._journals, self._resident = [], []
+        return text
 
 
 async def churn(loop: VirtualLoop, folder: Path, minutes: int) -> None:
@@ -188,8 +190,8 @@ async def churn(loop: VirtualLoop, folder: Path, minutes: int) -> None:
         for _ in range(60):
             await asyncio.sleep(1.0)
             sizes.look()
-        if minute in (FIRST_LOOK_MIN, minutes):
-            print(f"churn, minute {minute}: {sizes.told()}")
+        if minute % WINDOW_MIN == 0 or minute == minutes:
+            print(f"churn, minute {minute}: {sizes.told()}", flush=True)
     compactions = sum(service.log.compactions for service in region.services.values())
     print(f"  {', '.join(f'{count:,} {what}' for what, count in work.did.items())}; {compactions} compactions")
     await work.stop()

@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
@@ -46,6 +47,15 @@ class Synced(EtcdTrio):
 
     def command(self, name: str) -> list[str]:
         return [word for word in super().command(name) if word != "--unsafe-no-fsync"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Grants a second, and the servers' CPU time for one in microseconds: of the two, the one that is left alone by
+    what else the machine does."""
+
+    grants: float
+    cpu_us: float
 
 
 def block() -> None:
@@ -107,10 +117,9 @@ async def at_rest(processes: Processes, seconds: float) -> None:
     print(f"at rest (3 frontends connected): {sum(shares.values()):.2f} % of a core together ({each})")
 
 
-async def grants(processes: Processes, clients: list[Client], waiting: int, seconds: float) -> float:
+async def grants(processes: Processes, clients: list[Client], waiting: int, seconds: float) -> Rate:
     """`waiting` requests at a time over all clients; each permit goes back at once: every request asks."""
     spans: list[float] = []
-    end = time.monotonic() + seconds
 
     async def one(client: Client) -> None:
         while (start := time.monotonic()) < end:
@@ -118,9 +127,9 @@ async def grants(processes: Processes, clients: list[Client], waiting: int, seco
             spans.append(time.monotonic() - start)
             client.hand_back(REST)
 
-    before, own = sum(processes.cpu_s(name) for name in processes.running), time.process_time()
     batches = await _batches(processes)
-    start = time.monotonic()
+    before, own = sum(processes.cpu_s(name) for name in processes.running), time.process_time()
+    end = (start := time.monotonic()) + seconds
     await asyncio.gather(*(one(clients[n % len(clients)]) for n in range(waiting)))
     span, own = time.monotonic() - start, time.process_time() - own
     cpu = sum(processes.cpu_s(name) for name in processes.running) - before
@@ -141,15 +150,15 @@ async def _batches(processes: Processes) -> float:
 
 def told(
     what: str, spans: list[float], span: float, server: str, cpu: float, own: float, more: str = ""
-) -> float:
-    """Prints one measurement; grants a second."""
+) -> Rate:
+    """Prints one measurement."""
     spans.sort()
     print(
         f"{what}: {len(spans) / span:7.0f} grants/s, p50 {statistics.median(spans) * 1e3:.2f} ms, "
         f"p99 {spans[int(len(spans) * 0.99)] * 1e3:.2f} ms, CPU per grant: {server} {cpu / len(spans) * 1e6:.0f} us, "
         f"client {own / len(spans) * 1e6:.0f} us{more}"
     )
-    return len(spans) / span
+    return Rate(grants=len(spans) / span, cpu_us=cpu / len(spans) * 1e6)
 
 
 async def against_etcd(folder: Path, processes: Processes, clients: list[Client], seconds: float) -> None:
@@ -167,25 +176,28 @@ async def against_etcd(folder: Path, processes: Processes, clients: list[Client]
             for name, address in zip(trio.names, trio.addresses, strict=True)
         }
         rates = {name: await transactions(trio, name, channel, seconds) for name, channel in channels.items()}
-        leader = max(rates, key=lambda name: rates[name])
+        leader = max(rates, key=lambda name: rates[name].grants)
         others = Others(lambda: [
             process.pid for process in (*trio.processes.values(), *processes.running.values())
         ])
-        ratios = []
+        ratios, cpu = [], []
         for _ in range(TURNS):
             theirs = await transactions(trio, leader, channels[leader], seconds)
-            ratios.append(await grants(processes, clients, AGAINST, seconds) / theirs)
+            ours = await grants(processes, clients, AGAINST, seconds)
+            ratios.append(ours.grants / theirs.grants)
+            cpu.append(ours.cpu_us / theirs.cpu_us)
         for channel in channels.values():
             await channel.close()
         print(
             f"{AGAINST:4} waiting: counting grants {statistics.median(ratios):.2f} x what etcd does ({TURNS} turns, "
-            f"{min(ratios):.2f} to {max(ratios):.2f}); {others.told()}"
+            f"{min(ratios):.2f} to {max(ratios):.2f}) at {statistics.median(cpu):.2f} x its CPU time per grant; "
+            f"{others.told()}"
         )
     finally:
         trio.end()
 
 
-async def transactions(trio: EtcdTrio, name: str, channel: Channel, seconds: float) -> float:
+async def transactions(trio: EtcdTrio, name: str, channel: Channel, seconds: float) -> Rate:
     spans: list[float] = []
     end = time.monotonic() + seconds
 
