@@ -8,6 +8,7 @@ from typing import Any
 from chassis.certificates import TlsFiles
 from chassis.clock import Clock
 from chassis.config import NodeConfig
+from chassis.faults import Fault, FaultCode
 from chassis.memory_network import Fabric
 from chassis.rpc import Caller, Network
 from counting.commands import VERSION
@@ -115,13 +116,18 @@ async def region_in_memory(loop: VirtualLoop, directory: Path, **settings: Any) 
 async def call(
     region: Region, method: Any, request: Any, caller: Caller = OPERATOR, timeout_s: float = 15.0
 ) -> Any:
-    """Asks the leader, following what followers say."""
+    """Asks the leader, following what followers say; who can't be reached at the moment is asked again."""
     channels = {name: region.network(caller).connect(a, service="counting", node=name)
                 for name, a in region.addresses.items() if name in region.services}
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
         for channel in channels.values():
-            answer = await channel.call(method, request, timeout_s=timeout_s)
+            try:
+                answer = await channel.call(method, request, timeout_s=timeout_s)
+            except Fault as fault:
+                if fault.code is not FaultCode.UNAVAILABLE:
+                    raise
+                continue
             if not answer.HasField("not_leader"):
                 return answer
         assert asyncio.get_running_loop().time() < deadline

@@ -86,7 +86,7 @@ async def renewed_region(directory: Path) -> AsyncIterator[Region]:
 async def test_the_leader_stays_and_a_member_joins_again_while_certificates_are_renewed_and_expire(tmp_path):
     async with renewed_region(tmp_path) as region:
         client = await client_of(region, 1)
-        await set_limit(region, 10)
+        await set_limit(region, 10, timeout_s=60.0)
         await until(region.leader, 60.0)
         leader = region.leading()
         term = region.services[leader]._raft().term

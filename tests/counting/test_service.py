@@ -22,8 +22,9 @@ async def client_of(region, n, nonce=1):
     return client
 
 
-def set_limit(region, limit):
-    return call(region, counting_rpc.SET_ACCOUNT_LIMIT, counting_pb2.SetAccountLimitRequest(account=A, limit=limit))
+def set_limit(region, limit, **how):
+    request = counting_pb2.SetAccountLimitRequest(account=A, limit=limit)
+    return call(region, counting_rpc.SET_ACCOUNT_LIMIT, request, **how)
 
 
 def set_reserved(region, function, value):
