@@ -21,6 +21,8 @@ from labda.refusal import Refusal, Status
 
 PROJECT_LABEL = "com.docker.compose.project"
 LIVE_S = 0.5        # between two looks at a long command
+GONE = "No such object"
+LOOKS_MAX = 10      # at containers of which one goes each time
 GET_ENGINE = "install a Docker engine (Debian: apt-get install docker.io; then systemctl start docker)"
 GET_COMPOSE = "install Compose v2 (Debian 13: apt-get install docker-compose; else Docker's docker-compose-plugin)"
 
@@ -114,10 +116,17 @@ class Engine:
         return said
 
     def containers(self) -> list[Container]:
-        """By node; those of `docker compose run` aren't nodes."""
-        ids = docker("ps", "-aq", "--no-trunc", "--filter", f"label={PROJECT_LABEL}={self.shape.project}").split()
-        found = [read(described) for described in json.loads(docker("inspect", *ids))] if ids else []
-        return sorted((one for one in found if one is not None), key=lambda one: one.node)
+        """By node; those of `docker compose run` aren't nodes, and may go while one looks at what was listed."""
+        for look in range(LOOKS_MAX):
+            ids = docker("ps", "-aq", "--no-trunc", "--filter", f"label={PROJECT_LABEL}={self.shape.project}").split()
+            try:
+                found = [read(described) for described in json.loads(docker("inspect", *ids))] if ids else []
+            except Refusal as refusal:
+                if GONE not in refusal.message or look == LOOKS_MAX - 1:
+                    raise
+            else:
+                return sorted((one for one in found if one is not None), key=lambda one: one.node)
+        raise AssertionError("no look was taken")
 
     def is_healthy(self, node: str) -> bool:
         """Runs the container's own health check now: docker's last word may be half a minute old."""

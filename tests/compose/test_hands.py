@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,19 @@ async def test_an_az_off_the_region_still_has_its_own_network(engine, hands):
     await hands.heal("az1")
     assert set(now(engine)["frontend-az1-1"].addresses) == {"az1", "region"}
     await until(lambda: reaches("worker-az2-1", "frontend-az1-1"), "its name is known again")
+
+
+def test_a_container_that_goes_while_one_looks_is_no_failure(engine):
+    """As those do that found a cluster's stores."""
+    def pass_by() -> None:
+        for _ in range(5):
+            _docker("run", "--rm", f"--label={PROJECT_LABEL}={PROJECT}", "debian:trixie-slim", "true")
+
+    with ThreadPoolExecutor(1) as pool:
+        passing = pool.submit(pass_by)
+        while not passing.done():
+            assert set(now(engine)) == set(NODES)
+        passing.result()
 
 
 async def test_members_of_stores_are_known_by_their_labels(hands):
