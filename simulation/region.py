@@ -229,9 +229,12 @@ class Region:
         frontend.trace.alive = False
         self.ground.fabric.crash(frontend.service.directory.node.node)
         self.resume(frontend.service.directory.node.node)      # to its end
+        self.cut_off_clients(frontend)
+        await self.process_of(frontend).do(frontend.service.close())
+
+    def cut_off_clients(self, frontend: Frontend) -> None:
         for task in list(frontend.requests):
             task.cancel()
-        await self.process_of(frontend).do(frontend.service.close())
 
     async def restart_frontend(self, number: int) -> None:
         """Another process under the name of one that was killed."""

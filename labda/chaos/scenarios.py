@@ -382,9 +382,9 @@ SCENARIOS = {scenario.name: scenario for scenario in (
     ),
     Scenario(
         name="frontend-half-open", act=_frontend_half_open, targets=(EMBEDDED,), breakable=True,
-        promise=Promise(fails=False, refuses=(503,), healed_s=HEALED_S),
+        promise=Promise(fails=False, refuses=(429, 503), healed_s=GOODPUT_S),
         does="counting sees the connections of a frontend end, which isn't told, for 20 s",
-        promises="a request may get a 503 that says why and when to come again, until 2 s after it is mended",
+        promises="a request may be refused with a reason, until 10 s after it is mended: what waited comes at once",
     ),
     Scenario(
         name="counting-clock", act=_counting_clock, promise=STEADY, targets=(EMBEDDED,), breakable=True,

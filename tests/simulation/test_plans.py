@@ -58,6 +58,20 @@ def test_a_plan_is_data_and_says_everything():
         Plan.from_json("{}")
 
 
+def test_a_frontend_that_ends_takes_its_last_requests_with_it():
+    """It is rolled while it can't reach the ledger: what waits for a permit there then is told that it has gone.
+
+    Found by seed 128: the client waited for the answer of a process that had ended.
+    """
+    batches.quiet()
+    outcome = batches.run_alone(Plan(seed=128, lease_scale=0.001, entries=(
+        Entry(kind=Kind.CLOSED, at=0.0, for_s=30.0, target="f", amount=4),
+        Entry(kind=Kind.PARTITION, at=13.535264324416413, for_s=14.421217423704702, target="az3"),
+        Entry(kind=Kind.ROLL, at=16.981471520056388, target="frontend"),
+    ), compact_entries=40))
+    assert not outcome.violations
+
+
 def test_every_kind_of_fault_can_be_drawn_and_swarms_leave_some_out():
     assert set(plan._DRAWS) | plan.ALWAYS | {Kind.ACCOUNT} == set(Kind)
     kinds = [{entry.kind for entry in draw(seed, swarm=True).entries} for seed in range(50)]
