@@ -440,12 +440,11 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         return int(self._SyncObj__raftCommitIndex)
 
     def propose(self, command: bytes) -> None:
-        """Adds a command to the leader's log and sends it at once. ``is_leader`` must hold."""
+        """Adds a command to the leader's log and sends it at once. ``is_leader`` must hold. Who calls has it synced."""
         assert len(command) <= COMMAND_BYTES_MAX, f"a command of {len(command)} bytes, at most {COMMAND_BYTES_MAX} fit"
         index = self._guard_last_index() + 1
         self._guard_journal.add(bytes((_COMMAND_TYPE.REGULAR,)) + command, index, self._SyncObj__raftCurrentTerm)
         self._SyncObj__sendAppendEntries()
-        self._guard_journal.sync()  # while the followers do the same
 
     def wants_tick(self) -> bool:
         """Whether something waits for a tick: entries to apply, answers to count, an election to begin."""

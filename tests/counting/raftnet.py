@@ -182,6 +182,8 @@ class RaftNet:
     def _committed(self, name: str, index: int, command: bytes) -> None:
         if self.members[name].leads:
             self.acknowledged.append(command)  # a leader that applied it would answer its caller now
+            if self.members[name]._journal._waiting and 5 not in self.without and not self.failure:
+                self.failure = f"{name} counted itself for {command!r} before that was on its disk"
         truth = self.truth.setdefault(index, command)
         if truth != command and not self.failure:
             self.failure = f"{name} applied {command!r} at {index}, where another applied {truth!r}"

@@ -32,6 +32,59 @@ def test_a_leader_is_found_and_commits(tmp_path):
     run(main)
 
 
+def test_entries_are_on_their_way_before_the_leader_syncs_them(tmp_path):
+    """A link writes in the turn after the one in which it was told. All disks work at once then, not one by one."""
+
+    async def main(loop):
+        net = RaftNet(tmp_path, seed=1)
+        await net.until(net.leader, 2.0)
+        leader, written = net.members[net.leading()], []
+        before, send = leader._journal.syncs, leader._send
+
+        def link(peer, wire):
+            loop.call_soon(lambda: written.append((peer, leader._journal.syncs - before)))
+            return send(peer, wire)
+
+        leader._send = link
+        assert net.propose(b"x")
+        for _ in range(4):
+            await asyncio.sleep(0)      # turns of the loop: no time passes, so that no answer comes
+        assert sorted(written) == [(peer, 0) for peer in net.names if net.members[peer] is not leader]
+        assert leader._journal.syncs == before + 1, "it waits for nobody either"
+        await net.until(lambda: all(m.applied == [b"x"] for m in net.machines.values()), 1.0)
+        net.judge()
+        net.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("first", ["answer", "sync"])
+def test_a_leader_counts_itself_when_its_disk_has_the_entry(tmp_path, first):
+    async def main(loop):
+        net = RaftNet(tmp_path, seed=1)
+        await net.until(net.leader, 2.0)
+        await net.until(lambda: len({m.index for m in net.members.values()}) == 1, 1.0)
+        leader = net.members[net.leading()]
+        [follower, other] = [name for name in net.names if net.members[name] is not leader]
+        net.cut |= {(net.leading(), follower), (net.leading(), other)}
+        before, index = leader._journal.syncs, leader.index + 1
+        assert net.propose(b"x")
+        if first == "sync":
+            for _ in range(4):
+                await asyncio.sleep(0)
+            assert leader._journal.syncs == before + 1
+            assert leader.committed < index, "one disk of three is no majority"
+        answer = raft_pb2.RaftMessage.AppendEntriesAnswer(next_index=index + 1, success=True, term=leader.term)
+        leader.receive(follower, raft_pb2.RaftMessage(append_answer=answer))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert (leader.committed, leader._journal.syncs) == (index, before + 1)
+        net.judge()     # and that it was synced before it was counted
+        net.close()
+
+    run(main)
+
+
 def test_followers_refuse_to_propose(tmp_path):
     async def main(loop):
         net = RaftNet(tmp_path, seed=1)
