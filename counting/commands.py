@@ -374,10 +374,17 @@ _FIELDS: dict[int, dict[type, tuple[str, ...]]] = {
 }
 
 
+_AS_IT_IS = {int, str, float, bool, type(None)}   # most of what there is: every entry goes through here
+
+
 def _plain(value: Any, known: dict[type, tuple[str, ...]]) -> Any:
     names = known.get(type(value))
     if names is not None:
-        return {"": type(value).__name__, **{name: _plain(getattr(value, name), known) for name in names}}
+        plain: dict[str, Any] = {"": type(value).__name__}
+        for name in names:
+            item = getattr(value, name)
+            plain[name] = item if type(item) in _AS_IT_IS else _plain(item, known)
+        return plain
     if isinstance(value, tuple):
         return [_plain(item, known) for item in value]
     return int(value) if isinstance(value, PoolKind) else value
@@ -385,14 +392,14 @@ def _plain(value: Any, known: dict[type, tuple[str, ...]]) -> Any:
 
 def _rich(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_rich(item) for item in value)
-    if isinstance(value, dict):
-        kind = _KINDS[value.pop("")]
-        members = {name: _rich(item) for name, item in value.items()}
-        if kind is Pool:
-            members["kind"] = PoolKind(members["kind"])
-        return kind(**members)
-    return value
+        return tuple([_rich(item) if isinstance(item, (dict, list)) else item for item in value])
+    kind = _KINDS[value.pop("")]
+    for name, item in value.items():
+        if isinstance(item, (dict, list)):
+            value[name] = _rich(item)
+    if kind is Pool:
+        value["kind"] = PoolKind(value["kind"])
+    return kind(**value)
 
 
 def encode(batch: Batch) -> bytes:
@@ -405,8 +412,8 @@ def encode(batch: Batch) -> bytes:
 def decode(data: bytes, knows: int = VERSION) -> Batch:
     """The batch that `encode` wrote.
 
-    Raises UnknownVersionError for a version above `knows`, ValueError/KeyError/TypeError for bytes that `encode` never
-    wrote.
+    Raises UnknownVersionError for a version above `knows`, ValueError, KeyError, TypeError or AttributeError for bytes
+    that `encode` never wrote.
     """
     version, stamp, number, commands = json.loads(data)
     if version > knows:

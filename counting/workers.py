@@ -9,6 +9,7 @@ from counting import commands as c
 from counting import messages as m
 from counting.fencing import Ending, Proof
 from counting.leadership import Leadership
+from counting.sessions import SessionState
 from counting.words import Incarnation, Session
 
 
@@ -108,7 +109,7 @@ def fence_everywhere(lead: Leadership, session: Session, why: Ending, cause: str
 
 def count_reported(lead: Leadership) -> None:
     for session, record in lead.ledger.sessions.items():
-        if not lead.ledger.is_draining(session) or session in lead.fencing.counting:
+        if record.state is not SessionState.DRAINING or session in lead.fencing.counting:
             continue
         if not lead.fencing.complete(session, record.need):
             continue

@@ -5,9 +5,7 @@ pysyncobj reads time and randomness from module globals. They are pointed at whi
 else, and a simulation can hold many. Refuses to know the defects (guards.py).
 """
 
-import contextlib
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pysyncobj.syncobj as target
@@ -38,6 +36,9 @@ class _Ambient:
         return self.generator.random()
 
 
+_Seen = tuple[Clock | None, random.Random | None]
+
+
 class NoPoller:
     """Nothing to poll: messages come in by call, not by descriptor."""
 
@@ -47,15 +48,20 @@ class NoPoller:
 _ambient = _Ambient()
 
 
-@contextlib.contextmanager
-def driven(clock: Clock, generator: random.Random) -> Iterator[None]:
-    """While inside, pysyncobj sees this clock and this generator."""
-    before = _ambient.clock, _ambient.generator
-    _ambient.clock, _ambient.generator = clock, generator
-    try:
-        yield
-    finally:
-        _ambient.clock, _ambient.generator = before
+class driven:  # noqa: N801 - used as a verb
+    """While inside, pysyncobj sees this clock and this generator. A class: it is entered several times per message."""
+
+    __slots__ = ("_before", "_now")
+
+    def __init__(self, clock: Clock, generator: random.Random) -> None:
+        self._now: _Seen = (clock, generator)
+
+    def __enter__(self) -> None:
+        self._before: _Seen = (_ambient.clock, _ambient.generator)
+        _ambient.clock, _ambient.generator = self._now
+
+    def __exit__(self, *_: object) -> None:
+        _ambient.clock, _ambient.generator = self._before
 
 
 def install() -> None:
