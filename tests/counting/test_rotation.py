@@ -94,7 +94,6 @@ async def test_the_leader_stays_and_a_member_joins_again_while_certificates_are_
         taken, stalls = 0, Stalls()
         while time.monotonic() < until_s or taken <= 20:
             await client.take(REST, within_s=60.0)
-            client.give(REST)
             client.hand_back(REST)
             taken += 1
             await asyncio.sleep(0.01)
