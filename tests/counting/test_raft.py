@@ -128,6 +128,25 @@ def test_a_leader_without_a_majority_stops_leading(tmp_path):
     run(main)
 
 
+@pytest.mark.parametrize("phase_s", [0.0, 0.03, 0.07, 0.11, 0.15, 0.19])
+def test_a_cut_off_leader_stops_leading_when_its_patience_ends(tmp_path, phase_s):
+    """Defect 7: not with the heartbeat after that, which left nothing of the 0.6 s for a process that is late."""
+
+    async def main(loop):
+        net = RaftNet(tmp_path, seed=2)
+        net.spikes = False
+        await net.until(net.leader, 2.0)
+        await asyncio.sleep(1.0 + phase_s)
+        leader = net.leading()
+        net.cut = {(a, b) for a in net.names for b in net.names if leader in (a, b)}
+        began = loop.time()
+        await net.until(lambda: not net.members[leader].leads, 1.0)
+        net.close()
+        return loop.time() - began
+
+    assert run(main) <= RaftTiming().fallback_s + 0.01
+
+
 @pytest.mark.parametrize(("guarded", "changes_allowed"), [(True, 0), (False, None)])
 def test_guard_7_a_deaf_follower_deposes_nobody(tmp_path, guarded, changes_allowed):
     """Without PreVote a member that hears nothing raises its term for ever, and everybody who hears it follows."""
