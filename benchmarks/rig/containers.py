@@ -2,6 +2,7 @@
 its own, and gone afterwards."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ class Containers:
         self.state = ContainerState(self._folder / "state")
 
     def __enter__(self) -> Self:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))    # told to end, it cleans up
         self.state.root.mkdir(mode=0o700)
         text = shape.TOPOLOGY.read_text()
         named = text.replace('project = "labda"', f'project = "{PROJECT}"').replace(":9000", f":{PORT}")

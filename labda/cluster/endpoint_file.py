@@ -23,8 +23,8 @@ defaults
     mode http
     log global
     option dontlog-normal
-    # A frontend is in the next room: who doesn't take a connection within this is away.
-    timeout connect 250ms
+    # With its TLS handshake, which takes a while on a busy host. Who is away is known by the checks before it is over.
+    timeout connect 1s
     # While everything else on a small host is busy a living frontend may take longer than a check's interval to answer.
     timeout check 1s
     timeout client 75s
