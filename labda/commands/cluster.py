@@ -85,15 +85,14 @@ def _rotate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rotate(options: argparse.Namespace) -> int:
-    from labda.cluster import engine, rotation, scraping  # noqa: PLC0415
+    from labda.cluster import engine, rotation  # noqa: PLC0415
+    from labda.cluster.running import RELOADS, Cluster  # noqa: PLC0415
 
     kept = options.state.root / "topology.toml"
     containers = engine.of(options.state.root).containers() if kept.exists() else []
-    started = {one.node: one.started_at for one in containers if one.running and one.service != scraping.NAME}
+    started = {one.node: one.started_at for one in containers if one.running and one.service not in RELOADS}
     step = rotation.rotate(options.state.root, options.authority, started)
     if kept.exists():       # what else carries the root: the endpoint's files, Prometheus'
-        from labda.cluster.running import Cluster  # noqa: PLC0415
-
         Cluster(options.state, Console(), shape.read(kept)).init(kept)
     sys.stdout.write(f"{step.name.lower():<10} {options.authority}: {step.value}\n")
     return Status.OK
