@@ -32,6 +32,7 @@ from protos.rpc import Method
 ASK_S = 5.0                         # one question to one placement
 RENEW_FROM, RENEW_TO = 0.5, 0.66    # of the lifetime: somewhere between, so that a region's renewals spread
 PAUSE_S, RETRY_S_MAX = 0.5, 30.0    # between two questions: twice as long each time, up to this
+REPLACED_S = 2.0                    # while the root is replaced: until another that is of the new one
 LOOK_S = 30.0                       # a host may have slept: the wall clock is looked at so often
 
 _log = structlog.get_logger(__name__)
@@ -244,7 +245,10 @@ class Enrolment:
     async def _renew_for_ever(self, kept: Kept, credentials: Credentials) -> None:
         while True:
             issued_at, ends_at = self._shown.issued_at, self._shown.ends_at
-            await wait_until(renew_at(issued_at, ends_at, self._rng), self._clock, self._hurry)
+            # The next restart may be one into a region without the old root: a certificate of it would open nothing.
+            soon = self._clock.wall() + REPLACED_S * self._rng.uniform(0.5, 1.0)
+            due = renew_at(issued_at, ends_at, self._rng) if self._shown.stays else soon
+            await wait_until(due, self._clock, self._hurry)
             self._hurry.clear()
             kept = await self._renewed_in_time(kept, ends_at - issued_at)
             credentials.replace(self._tls(kept))

@@ -25,13 +25,17 @@ _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x5
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a certificate says that some root vouches for. Times are Unix seconds."""
+    """What a certificate says that some root vouches for. Times are Unix seconds.
+
+    ``stays``: it is the first root, the one that signs: the others are trusted only until nobody shows theirs any more.
+    """
 
     caller: Caller
     key: ec.EllipticCurvePublicKey
     issuer: str             # common name of what signed it
     issued_at: float
     ends_at: float
+    stays: bool
 
 
 def request(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -101,7 +105,9 @@ def read(chain: bytes, roots: bytes, now: float) -> Shown:
         caller = caller_of(next(iter(names.get_values_for_type(x509.UniformResourceIdentifier)), ""))
         key = _usable(leaf.public_key())
         issuer = leaf.issuer.get_attributes_for_oid(x509.oid.NameOID.COMMON_NAME)[0].value
-        vouched = _vouched(leaf, above, x509.load_pem_x509_certificates(roots), now)
+        trusted = x509.load_pem_x509_certificates(roots)
+        vouched = _vouched(leaf, above, trusted, now)
+        stays = vouched and _vouched(leaf, above, trusted[:1], now)
     except (*_UNREADABLE, IndexError) as error:
         raise _invalid(f"the certificate can't be read ({error})") from error
     if not vouched:
@@ -109,7 +115,7 @@ def read(chain: bytes, roots: bytes, now: float) -> Shown:
             f"no root of this region vouches for the certificate of {caller.node}", code=FaultCode.DENIED, definite=True
         )
     return Shown(caller, key, str(issuer), leaf.not_valid_before_utc.timestamp() + BACKDATE_S,
-                 leaf.not_valid_after_utc.timestamp())
+                 leaf.not_valid_after_utc.timestamp(), stays)
 
 
 def _vouched(

@@ -15,6 +15,7 @@ import time
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from chassis import config
 from chassis.certificates import Tls, TlsFiles, key_pem
@@ -66,6 +67,7 @@ class Cluster:
         self.addresses = {name: f"127.0.0.1:{free_port()}" for name in (*PLACEMENTS, MANAGER)}
         self.enrolment = {name: f"127.0.0.1:{free_port()}" for name in PLACEMENTS}
         self.running = {}
+        self.lifetime_s = LIFETIME_S
         members = [*(member("placement", name) for name in PLACEMENTS), member("worker_manager", MANAGER)]
         trust.init(root, members, (), owners=trust.Owners(services=0, stores=0))
 
@@ -86,7 +88,7 @@ class Cluster:
         if service == "placement":
             issuer = IssuerConfig(
                 certificate=str(folder / "intermediate.pem"), key=str(folder / "intermediate.key"),
-                listen=self.enrolment[node], lifetime_s=LIFETIME_S,
+                listen=self.enrolment[node], lifetime_s=self.lifetime_s,
             )
         settings = NodeConfig(
             service=service, node=node, az="az1", host=f"host-{node}", listen=self.addresses[node], check=True,
@@ -106,6 +108,16 @@ class Cluster:
             self.running[node] = subprocess.Popen(
                 [sys.executable, "-m", service, "--config", str(file)], stdout=log, stderr=log
             )
+
+    def is_of_who_signs(self, node):
+        """Whether the certificate that it keeps is of the root that signs now."""
+        kept = (self.root / "kept" / node / "identity.pem").read_bytes()
+        intermediate = x509.load_pem_x509_certificates(kept[kept.index(b"-----BEGIN CERTIFICATE"):])[-1]
+        signs, *_ = x509.load_pem_x509_certificates((self.root / "ca" / "root.pem").read_bytes())
+        with contextlib.suppress(InvalidSignature, ValueError):
+            intermediate.verify_directly_issued_by(signs)
+            return True
+        return False
 
     def start_all(self, fleet=None):
         for name in PLACEMENTS:
@@ -284,13 +296,17 @@ async def test_a_revoked_placement_loses_what_it_issued_and_comes_back_with_a_ne
 
 
 async def test_the_root_is_replaced_without_an_end_to_anything_but_what_is_restarted(cluster):
-    """Three steps, each with a rolling restart, while somebody who has nothing to do with it goes on."""
+    """Three steps, each with a rolling restart, while somebody who has nothing to do with it goes on.
+
+    Certificates last for a day. The manager is restarted before the placements: what it gets then is of the old root.
+    """
+    cluster.lifetime_s = 86_400.0
     cluster.start_all()
     calls = 0
     for step in (None, rotation.Step.ANNOUNCED, rotation.Step.SWITCHED, rotation.Step.DROPPED):
         if step is not None:
             assert rotation.rotate(cluster.root, "root", {}) is step
-        for node in cluster.addresses if step is not None else ():
+        for node in reversed(cluster.addresses) if step is not None else ():
             process = cluster.running[node]
             process.terminate()
             await asyncio.to_thread(process.wait)
@@ -300,6 +316,7 @@ async def test_the_root_is_replaced_without_an_end_to_anything_but_what_is_resta
                 calls += 1
         async with watching(cluster) as directory:
             await until(lambda: all(health(directory, name) == "serving" for name in cluster.addresses), START_S)
+        await until(lambda: cluster.is_of_who_signs(MANAGER), START_S)
     assert calls == 9
     [root] = x509.load_pem_x509_certificates((cluster.root / "ca" / "root.pem").read_bytes())
     assert root.subject.rfc4514_string() == "CN=labda root CA 2"
