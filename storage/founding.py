@@ -6,7 +6,9 @@ made, and a permission that is no longer meant is taken back. Refuses to know ho
 A client's user is the common name of its certificate: `frontend`, `placement`, `operator`.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from chassis.certificates import Tls
 from chassis.faults import Fault, FaultCode
@@ -27,6 +29,9 @@ from storage.etcd_members import Members, Request, Response, Silence
 from storage.faults import StorageFault
 from storage.nats_streams import BlobStreams
 
+if TYPE_CHECKING:
+    from storage.nats_client import NatsClient
+
 OPERATOR = "operator"
 # What records' keys begin with, by the service that reads and writes them.
 RECORDS_OF = {
@@ -39,6 +44,8 @@ ROOT = "root"
 ANSWER_S = 15.0     # a new cluster elects its first leader
 ATTEMPT_S = 2.0
 FIRST_ANSWER_S = 30.0
+NO_PEERS = 10005    # JetStream's leader hasn't heard yet of members that have just started
+PEERS_PAUSE_S = 0.25
 
 
 async def found_etcd(
@@ -68,17 +75,24 @@ async def found_nats(
     client = NatsClient(addresses, tls, NatsSettings(answer_s=FIRST_ANSWER_S), resolve=resolve)
     try:
         for settings in (streams or BlobStreams()).settings():
-            name = settings["name"]
-            until = client.until()
-            found = await client.api(f"STREAM.INFO.{name}", {}, until=until)
-            if "config" in found and settings.items() <= found["config"].items():
-                continue
-            verb = "UPDATE" if "config" in found else "CREATE"
-            made = await client.api(f"STREAM.{verb}.{name}", settings, until=until)
-            if "error" in made:
-                raise StorageFault(f"JetStream refuses the stream {name}: {made['error']}", definite=True)
+            await _found_stream(client, settings)
     finally:
         await client.close()
+
+
+async def _found_stream(client: "NatsClient", settings: dict[str, Any]) -> None:
+    name, until = settings["name"], client.until()
+    while True:
+        found = await client.api(f"STREAM.INFO.{name}", {}, until=until)
+        if "config" in found and settings.items() <= found["config"].items():
+            return
+        verb = "UPDATE" if "config" in found else "CREATE"
+        made = await client.api(f"STREAM.{verb}.{name}", settings, until=until)
+        if "error" not in made:
+            return
+        if made["error"].get("err_code") != NO_PEERS or asyncio.get_running_loop().time() + PEERS_PAUSE_S >= until:
+            raise StorageFault(f"JetStream refuses the stream {name}: {made['error']}", definite=True)
+        await asyncio.sleep(PEERS_PAUSE_S)
 
 
 class _Founder:

@@ -46,7 +46,7 @@ def test_the_loss_of_an_az_is_survived(whole):
     word = {Status.OK: "pass", Status.FAILED: "fail"}[Status(found.returncode)]
     assert verdict["verdict"] == word
     assert all(map(is_only_late, verdict["violations"])), verdict["violations"]
-    assert verdict["load"]["ok"] > 50
+    assert verdict["load"]["ok"] > 10
     assert verdict["limits"]["runs"] >= verdict["load"]["ok"]
     [hold, release] = verdict["faults"]
     assert (hold["action"], release["action"]) == ("hold", "release")
@@ -89,7 +89,7 @@ def test_counting_under_faults(breakable, name, actions, victims, leaders):
     assert all(is_only_late(one) or RESTLESS.fullmatch(one) for one in verdict["violations"]), verdict["violations"]
     assert [fault["action"] for fault in verdict["faults"]] == actions
     assert len(verdict["faults"][0]["nodes"]) == victims
-    assert verdict["load"]["ok"] > 50
+    assert verdict["load"]["ok"] > 10
     assert verdict["gap"]["lasted"] > 0
     assert len(verdict["leaders"]["changes"]) >= leaders
     assert ("the leader of counting" in verdict["faults"][0]["held"]) == bool(leaders)

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import nats.errors
 import pytest
 
-from storage.faults import BlobCorrupt, OutcomeUnknown, StoreDenied, StoreUnavailable
-from storage.founding import found_nats
+from storage.faults import BlobCorrupt, OutcomeUnknown, StorageFault, StoreDenied, StoreUnavailable
+from storage.founding import NO_PEERS, _found_stream, found_nats
 from storage.nats import ABANDONED_S, LIST_PAGE, NatsBlobs
 from storage.nats_answers import Head
 from storage.nats_client import NatsClient, NatsSettings
@@ -210,6 +211,36 @@ async def test_what_a_crashed_writer_left_is_swept(world: NatsWorld) -> None:
     await blobs.sweep()
     assert {put_id.split("-")[1] for put_id in await chunk_ids(world)} == {kept.put_id.split("-")[1], "young"}
     assert await blobs.list() == (kept,)
+
+
+class JetStream:
+    """Answers to the making of a stream, in turn; it isn't there before."""
+
+    def __init__(self, *answers: dict[str, Any], answer_s: float) -> None:
+        self.answers = list(answers)
+        self.answer_s = answer_s
+
+    def until(self) -> float:
+        return asyncio.get_running_loop().time() + self.answer_s
+
+    async def api(self, subject: str, request: Any, *, until: float) -> dict[str, Any]:
+        if subject.startswith("STREAM.INFO."):
+            return {"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}
+        return self.answers.pop(0)
+
+
+async def test_members_that_have_just_started_are_waited_for_when_streams_are_founded() -> None:
+    """Seen on a busy machine: JetStream's leader had not heard of the other two yet."""
+    early = {"error": {"code": 400, "err_code": NO_PEERS, "description": "no suitable peers for placement"}}
+    server: Any = JetStream(early, early, {"config": {}}, answer_s=30.0)
+    await _found_stream(server, {"name": "any"})
+    assert server.answers == []
+    late: Any = JetStream(early, early, answer_s=0.1)
+    with pytest.raises(StorageFault, match="no suitable peers"):
+        await _found_stream(late, {"name": "any"})
+    other: Any = JetStream({"error": {"code": 400, "err_code": 10052}}, answer_s=30.0)
+    with pytest.raises(StorageFault, match="10052"):
+        await _found_stream(other, {"name": "any"})
 
 
 async def test_a_chunk_that_is_gone_is_corruption(world: NatsWorld) -> None:
