@@ -23,7 +23,7 @@ class Step(enum.Enum):
     """What was done; the value says what has to happen before the next."""
 
     ANNOUNCED = "the new one is trusted too: restart every container, then again"
-    SWITCHED = "the new one signs: restart every container, placements first, then again"
+    SWITCHED = "the new one signs: restart every container, then again"
     DROPPED = "the old one is not trusted any more: restart every container"
 
 
