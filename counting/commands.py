@@ -13,7 +13,7 @@ from typing import Any
 
 from counting.words import Incarnation, Pool, PoolKind, Session
 
-VERSION = 4
+VERSION = 5
 """The command language that this build speaks. Proposed only when every member knows it.
 
 2: changes of limits carry their request's id and are applied once per id; a long count comes in parts.
@@ -359,8 +359,9 @@ _KINDS: dict[str, type] = {
         EndOfInvocation, Pool, Session, Incarnation,
     )
 }
-DECLARING, PROVISIONING = 3, 4
-"""The first command languages with DeclareDead and SetProvisioned: a batch of an earlier one must not hold them."""
+DECLARING, PROVISIONING, REGROUPING = 3, 4, 5
+"""The first command languages with DeclareDead and SetProvisioned: a batch of an earlier one must not hold them. And
+the first whose members read in their logs who votes."""
 
 _SINCE = {
     (SetReserved, "request"): 2, (SetAccountLimit, "request"): 2, (CountBlocks, "first"): 2, (CountBlocks, "last"): 2,

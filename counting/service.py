@@ -19,15 +19,16 @@ from chassis.metrics import Metrics
 from chassis.rpc import Caller, Handlers, Network, Outbox, Server, Stream, StreamNetwork, converse, listen
 from counting import messages as m
 from counting import wire
-from counting.commands import OLDEST, PROVISIONING, VERSION, Batch, Result, decode, encode
+from counting.commands import PROVISIONING, VERSION, Batch, Result, decode, encode
 from counting.config import CountingConfig
 from counting.core import CountingCore
 from counting.leadership import Timing
 from counting.ledger import Ledger
+from counting.membership import Membership
 from counting.metrics import measure
 from counting.peers import RaftLinks
 from counting.raft.framing import DamagedFileError
-from counting.raft.member import LogCounts, Member, RaftTiming
+from counting.raft.member import Group, LogCounts, Member, RaftTiming
 from counting.replay import LedgerAside
 from counting.snapshot import dump, load
 from counting.words import Incarnation
@@ -38,6 +39,7 @@ _log = structlog.get_logger(__name__)
 FrontendStream = Stream[counting_pb2.FrontendAnswer, counting_pb2.FrontendMessage]
 WorkerStream = Stream[counting_pb2.WorkerAnswer, counting_pb2.WorkerMessage]
 NOBODY = Incarnation(host="", nonce=0)
+HAND_OVER_S = 0.5       # a leader that is told to end lets another one lead; after that, silence does
 
 
 class LedgerMachine:
@@ -103,6 +105,7 @@ class CountingService:
         self._wake: asyncio.TimerHandle | None = None
         self._member: Member | None = None
         self._links: RaftLinks | None = None
+        self._membership: Membership | None = None
         self._server: Server | None = None
         self._raft_server: Server | None = None
         self._directory: Directory | None = None
@@ -129,29 +132,34 @@ class CountingService:
 
     async def start(self) -> "CountingService":
         config, node = self._config, self._config.node
-        peers = {name: address for name, address in config.members.items() if name != node.node}
         self._links = RaftLinks(
-            network=self._streams, peers=peers,
+            network=self._streams, own=config.members[node.node],
             connected=lambda peer: self._raft().connected(peer),
             disconnected=lambda peer: self._raft().disconnected(peer),
         )
         try:
             self._member = Member(
-                member=node.node, peers=tuple(peers), directory=Path(config.directory),
+                member=node.node, founders=Group(voters={} if config.joins else config.members),
+                directory=Path(config.directory),
                 machine=LedgerMachine(self._ledger, self._version, self._aside), clock=self._clock,
                 generator=self._generator,
                 timing=RaftTiming(
                     heartbeat_s=config.heartbeat_s, election_min_s=config.election_min_s,
                     election_max_s=config.election_max_s, compact_entries=config.compact_entries,
                 ),
-                send=self._links.send, on_committed=self._on_committed, on_role=self._on_role, durable=self._durable,
+                send=self._links.send, on_committed=self._on_committed, on_role=self._on_role, on_group=self._on_group,
+                durable=self._durable,
             )
         except DamagedFileError as error:
             raise Fault(str(error), definite=True) from error
+        self._membership = Membership(
+            node=node.node, seeds=config.members, version=self._version, member=self._member, links=self._links,
+            clock=self._clock,
+        )
         raft_listen = config.raft_listen or config.members[node.node]
         self._raft_server = await self._streams.serve(raft_listen, self._raft_handlers())
         self._server = await self._network.serve(node.listen, self._handlers())
-        self._links.start()
+        self._membership.changed()
         if node.placement:
             self._directory = Directory(
                 network=self._network, clock=self._clock, seeds=node.placement, node=placement_pb2.Node(
@@ -169,6 +177,9 @@ class CountingService:
             self._directory.leave()
         assert self._server is not None
         assert self._links is not None
+        assert self._membership is not None
+        if self._raft().leads:
+            await self._membership.step_aside(HAND_OVER_S)
         for outbox in list(self._outboxes.values()):
             outbox.close()
         assert self._raft_server is not None
@@ -209,6 +220,7 @@ class CountingService:
             self._feed(m.Led(term=term, cause=f"term {term}"))
         else:
             self._feed(m.Deposed(term=term, hint=hint, cause=f"term {term}"))
+        self._on_group()
         role = "leader" if leads else "follower"
         if role != self._role:
             self._role = role
@@ -216,12 +228,27 @@ class CountingService:
             if self._directory is not None:
                 self._directory.update(role=role)
 
+    def _on_group(self) -> None:
+        if self._membership is not None:
+            self._membership.changed()
+
     async def _exchange(self, stream: Stream[raft_pb2.RaftReceipt, raft_pb2.RaftMessage], caller: Caller) -> None:
-        if caller.node not in self._config.members:
-            members = ", ".join(sorted(self._config.members))
-            raise wire.bad(f"{caller.node} is not a member of this group: {members} are")
-        await stream.send(raft_pb2.RaftReceipt(version=self._version))
-        await listen(stream, lambda message: self._guarded(lambda: self._raft().receive(caller.node, message)))
+        """From any member of this region, voter or not: the certificate says that it is one."""
+        links = self._links
+        assert links is not None
+
+        def on_message(message: raft_pb2.RaftMessage) -> None:
+            if message.HasField("introduction"):
+                links.introduce(caller.node, message.introduction.address)
+            else:
+                self._guarded(lambda: self._raft().receive(caller.node, message))
+
+        links.arrived(caller.node)
+        try:
+            await stream.send(raft_pb2.RaftReceipt(version=self._version))
+            await listen(stream, on_message)
+        finally:
+            links.left(caller.node)
 
     # ------------------------------------------------------------ streams
 
@@ -236,6 +263,8 @@ class CountingService:
         handlers.unary(counting_rpc.LIST_POOLS, self._list_pools)
         handlers.unary(counting_rpc.LIST_HOSTS, self._list_hosts)
         handlers.unary(counting_rpc.DECLARE_DEAD, self._declare_dead)
+        assert self._membership is not None
+        self._membership.serve(handlers)
         return handlers
 
     def _raft_handlers(self) -> Handlers:
@@ -408,10 +437,8 @@ class CountingService:
 
     def _known_by_all(self) -> int:
         """The newest command language that every member knows; one that never said anything knows the first."""
-        assert self._links is not None
-        said = self._links.versions
-        peers = (name for name in self._config.members if name != self._config.node.node)
-        return min([self._version, *(said.get(peer, OLDEST) for peer in peers)])
+        assert self._membership is not None
+        return self._membership.known_by_all()
 
     def _perform(self, effect: m.Effect) -> None:
         match effect:

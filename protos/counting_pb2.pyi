@@ -1705,3 +1705,203 @@ class DeclareDeadAnswer(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___DeclareDeadAnswer: _TypeAlias = DeclareDeadAnswer  # noqa: Y015
+
+@_typing.final
+class ListMembersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMembersRequest: _TypeAlias = ListMembersRequest  # noqa: Y015
+
+@_typing.final
+class ListMembersAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ListMembersAnswer._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        UNSPECIFIED: ListMembersAnswer._State.ValueType  # 0
+        VOTES: ListMembersAnswer._State.ValueType  # 1
+        JOINS: ListMembersAnswer._State.ValueType  # 2
+        """it has started and is no voter"""
+        REMOVED: ListMembersAnswer._State.ValueType  # 3
+        """it voted once and never may again; it runs still"""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    UNSPECIFIED: ListMembersAnswer.State.ValueType  # 0
+    VOTES: ListMembersAnswer.State.ValueType  # 1
+    JOINS: ListMembersAnswer.State.ValueType  # 2
+    """it has started and is no voter"""
+    REMOVED: ListMembersAnswer.State.ValueType  # 3
+    """it voted once and never may again; it runs still"""
+
+    @_typing.final
+    class Member(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MEMBER_FIELD_NUMBER: _builtins.int
+        ADDRESS_FIELD_NUMBER: _builtins.int
+        STATE_FIELD_NUMBER: _builtins.int
+        LEADS_FIELD_NUMBER: _builtins.int
+        HEARD_FIELD_NUMBER: _builtins.int
+        BEHIND_FIELD_NUMBER: _builtins.int
+        VERSION_FIELD_NUMBER: _builtins.int
+        member: _builtins.str
+        """node id"""
+        address: _builtins.str
+        """where it serves Raft"""
+        state: Global___ListMembersAnswer.State.ValueType
+        leads: _builtins.bool
+        heard: _builtins.bool
+        """it answers, or is the leader"""
+        behind: _builtins.int
+        """entries of the log that it isn't known to have; of voters"""
+        version: _builtins.int
+        """command language that it knows; 0: not known"""
+        def __init__(
+            self,
+            *,
+            member: _builtins.str = ...,
+            address: _builtins.str = ...,
+            state: Global___ListMembersAnswer.State.ValueType = ...,
+            leads: _builtins.bool = ...,
+            heard: _builtins.bool = ...,
+            behind: _builtins.int = ...,
+            version: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "behind", b"behind", "heard", b"heard", "leads", b"leads", "member", b"member", "state", b"state", "version", b"version"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NOT_LEADER_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    index: _builtins.int
+    """of the leader's last applied entry"""
+    settled: _builtins.bool
+    """false: a change isn't certain yet"""
+    @_builtins.property
+    def not_leader(self) -> Global___NotLeader: ...
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListMembersAnswer.Member]:
+        """by id"""
+
+    def __init__(
+        self,
+        *,
+        not_leader: Global___NotLeader | None = ...,
+        members: _abc.Iterable[Global___ListMembersAnswer.Member] | None = ...,
+        term: _builtins.int = ...,
+        index: _builtins.int = ...,
+        settled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_leader", b"not_leader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "members", b"members", "not_leader", b"not_leader", "settled", b"settled", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMembersAnswer: _TypeAlias = ListMembersAnswer  # noqa: Y015
+
+@_typing.final
+class ChangeMembersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    member: _builtins.str
+    """node id"""
+    def __init__(
+        self,
+        *,
+        member: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMembersRequest: _TypeAlias = ChangeMembersRequest  # noqa: Y015
+
+@_typing.final
+class ChangeMembersAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Changed(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CHANGED_FIELD_NUMBER: _builtins.int
+        VOTERS_FIELD_NUMBER: _builtins.int
+        changed: _builtins.bool
+        """false: it was so before"""
+        @_builtins.property
+        def voters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        def __init__(
+            self,
+            *,
+            changed: _builtins.bool = ...,
+            voters: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "voters", b"voters"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Refused(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        message: _builtins.str
+        def __init__(
+            self,
+            *,
+            message: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NOT_LEADER_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def not_leader(self) -> Global___NotLeader: ...
+    @_builtins.property
+    def changed(self) -> Global___ChangeMembersAnswer.Changed: ...
+    @_builtins.property
+    def refused(self) -> Global___ChangeMembersAnswer.Refused: ...
+    def __init__(
+        self,
+        *,
+        not_leader: Global___NotLeader | None = ...,
+        changed: Global___ChangeMembersAnswer.Changed | None = ...,
+        refused: Global___ChangeMembersAnswer.Refused | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "not_leader", b"not_leader", "refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "not_leader", b"not_leader", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMembersAnswer: _TypeAlias = ChangeMembersAnswer  # noqa: Y015

@@ -66,3 +66,24 @@ DECLARE_DEAD: Method[counting_pb2.DeclareDeadRequest, counting_pb2.DeclareDeadAn
     client_streams=False,
     server_streams=False,
 )
+LIST_MEMBERS: Method[counting_pb2.ListMembersRequest, counting_pb2.ListMembersAnswer] = Method(
+    path="/labda.counting.v1.Counting/ListMembers",
+    request=counting_pb2.ListMembersRequest,
+    response=counting_pb2.ListMembersAnswer,
+    client_streams=False,
+    server_streams=False,
+)
+ADD_MEMBER: Method[counting_pb2.ChangeMembersRequest, counting_pb2.ChangeMembersAnswer] = Method(
+    path="/labda.counting.v1.Counting/AddMember",
+    request=counting_pb2.ChangeMembersRequest,
+    response=counting_pb2.ChangeMembersAnswer,
+    client_streams=False,
+    server_streams=False,
+)
+REMOVE_MEMBER: Method[counting_pb2.ChangeMembersRequest, counting_pb2.ChangeMembersAnswer] = Method(
+    path="/labda.counting.v1.Counting/RemoveMember",
+    request=counting_pb2.ChangeMembersRequest,
+    response=counting_pb2.ChangeMembersAnswer,
+    client_streams=False,
+    server_streams=False,
+)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/raft.proto\x12\rlabda.raft.v1\"\x1e\n\x0bRaftReceipt\x12\x0f\n\x07version\x18\x01 \x01(\r\"5\n\x05\x45ntry\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\"6\n\x08Snapshot\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\r\n\x05\x66irst\x18\x02 \x01(\x08\x12\x0c\n\x04last\x18\x03 \x01(\x08\"\xaf\x07\n\x0bRaftMessage\x12:\n\x06\x61ppend\x18\x01 \x01(\x0b\x32(.labda.raft.v1.RaftMessage.AppendEntriesH\x00\x12G\n\rappend_answer\x18\x02 \x01(\x0b\x32..labda.raft.v1.RaftMessage.AppendEntriesAnswerH\x00\x12\x36\n\x04vote\x18\x03 \x01(\x0b\x32&.labda.raft.v1.RaftMessage.VoteRequestH\x00\x12<\n\x0bvote_answer\x18\x04 \x01(\x0b\x32%.labda.raft.v1.RaftMessage.VoteAnswerH\x00\x12\x36\n\x08pre_vote\x18\x05 \x01(\x0b\x32\".labda.raft.v1.RaftMessage.PreVoteH\x00\x12\x43\n\x0fpre_vote_answer\x18\x06 \x01(\x0b\x32(.labda.raft.v1.RaftMessage.PreVoteAnswerH\x00\x1a\xe3\x01\n\rAppendEntries\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x02 \x01(\x04\x12%\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x14.labda.raft.v1.Entry\x12\x1b\n\x0eprev_log_index\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rprev_log_term\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12)\n\x08snapshot\x18\x06 \x01(\x0b\x32\x17.labda.raft.v1.SnapshotB\x11\n\x0f_prev_log_indexB\x10\n\x0e_prev_log_term\x1aW\n\x13\x41ppendEntriesAnswer\x12\x12\n\nnext_index\x18\x01 \x01(\x04\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x0f\n\x07success\x18\x03 \x01(\x08\x12\x0c\n\x04term\x18\x04 \x01(\x04\x1aJ\n\x0bVoteRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\x1a\x1a\n\nVoteAnswer\x12\x0c\n\x04term\x18\x01 \x01(\x04\x1a\x46\n\x07PreVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\x1a.\n\rPreVoteAnswer\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x42\t\n\x07message\"=\n\x0cJournalWrite\x12-\n\x07records\x18\x01 \x03(\x0b\x32\x1c.labda.raft.v1.JournalRecord\"\xa9\x02\n\rJournalRecord\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.labda.raft.v1.JournalRecord.HeaderH\x00\x12%\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x14.labda.raft.v1.EntryH\x00\x12\x17\n\rtruncate_from\x18\x03 \x01(\x04H\x00\x12\x31\n\x04vote\x18\x04 \x01(\x0b\x32!.labda.raft.v1.JournalRecord.VoteH\x00\x1a(\n\x06Header\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0e\n\x06member\x18\x02 \x01(\t\x1a:\n\x04Vote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\tvoted_for\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_voted_forB\x08\n\x06record\"o\n\x04\x44ump\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12$\n\x06\x62\x65\x66ore\x18\x02 \x01(\x0b\x32\x14.labda.raft.v1.Entry\x12\"\n\x04last\x18\x03 \x01(\x0b\x32\x14.labda.raft.v1.Entry\x12\r\n\x05state\x18\x04 \x01(\x0c\x32N\n\x04Raft\x12\x46\n\x08\x45xchange\x12\x1a.labda.raft.v1.RaftMessage\x1a\x1a.labda.raft.v1.RaftReceipt(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/raft.proto\x12\rlabda.raft.v1\"\x1e\n\x0bRaftReceipt\x12\x0f\n\x07version\x18\x01 \x01(\r\"5\n\x05\x45ntry\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\"6\n\x08Snapshot\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\r\n\x05\x66irst\x18\x02 \x01(\x08\x12\x0c\n\x04last\x18\x03 \x01(\x08\"n\n\x05Group\x12*\n\x06voters\x18\x01 \x03(\x0b\x32\x1a.labda.raft.v1.Group.Voter\x12\x0f\n\x07removed\x18\x02 \x03(\t\x1a(\n\x05Voter\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xe5\x08\n\x0bRaftMessage\x12:\n\x06\x61ppend\x18\x01 \x01(\x0b\x32(.labda.raft.v1.RaftMessage.AppendEntriesH\x00\x12G\n\rappend_answer\x18\x02 \x01(\x0b\x32..labda.raft.v1.RaftMessage.AppendEntriesAnswerH\x00\x12\x36\n\x04vote\x18\x03 \x01(\x0b\x32&.labda.raft.v1.RaftMessage.VoteRequestH\x00\x12<\n\x0bvote_answer\x18\x04 \x01(\x0b\x32%.labda.raft.v1.RaftMessage.VoteAnswerH\x00\x12\x36\n\x08pre_vote\x18\x05 \x01(\x0b\x32\".labda.raft.v1.RaftMessage.PreVoteH\x00\x12\x43\n\x0fpre_vote_answer\x18\x06 \x01(\x0b\x32(.labda.raft.v1.RaftMessage.PreVoteAnswerH\x00\x12\x38\n\thand_over\x18\x07 \x01(\x0b\x32#.labda.raft.v1.RaftMessage.HandOverH\x00\x12?\n\x0cintroduction\x18\x08 \x01(\x0b\x32\'.labda.raft.v1.RaftMessage.IntroductionH\x00\x1a\xe3\x01\n\rAppendEntries\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x02 \x01(\x04\x12%\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x14.labda.raft.v1.Entry\x12\x1b\n\x0eprev_log_index\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rprev_log_term\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12)\n\x08snapshot\x18\x06 \x01(\x0b\x32\x17.labda.raft.v1.SnapshotB\x11\n\x0f_prev_log_indexB\x10\n\x0e_prev_log_term\x1aW\n\x13\x41ppendEntriesAnswer\x12\x12\n\nnext_index\x18\x01 \x01(\x04\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x0f\n\x07success\x18\x03 \x01(\x08\x12\x0c\n\x04term\x18\x04 \x01(\x04\x1aJ\n\x0bVoteRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\x1a\x1a\n\nVoteAnswer\x12\x0c\n\x04term\x18\x01 \x01(\x04\x1a\x46\n\x07PreVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\x1a.\n\rPreVoteAnswer\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x1a\x18\n\x08HandOver\x12\x0c\n\x04term\x18\x01 \x01(\x04\x1a\x1f\n\x0cIntroduction\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\tB\t\n\x07message\"=\n\x0cJournalWrite\x12-\n\x07records\x18\x01 \x03(\x0b\x32\x1c.labda.raft.v1.JournalRecord\"\xa9\x02\n\rJournalRecord\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.labda.raft.v1.JournalRecord.HeaderH\x00\x12%\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x14.labda.raft.v1.EntryH\x00\x12\x17\n\rtruncate_from\x18\x03 \x01(\x04H\x00\x12\x31\n\x04vote\x18\x04 \x01(\x0b\x32!.labda.raft.v1.JournalRecord.VoteH\x00\x1a(\n\x06Header\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0e\n\x06member\x18\x02 \x01(\t\x1a:\n\x04Vote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\tvoted_for\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_voted_forB\x08\n\x06record\"\x94\x01\n\x04\x44ump\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12$\n\x06\x62\x65\x66ore\x18\x02 \x01(\x0b\x32\x14.labda.raft.v1.Entry\x12\"\n\x04last\x18\x03 \x01(\x0b\x32\x14.labda.raft.v1.Entry\x12\r\n\x05state\x18\x04 \x01(\x0c\x12#\n\x05group\x18\x05 \x01(\x0b\x32\x14.labda.raft.v1.Group2N\n\x04Raft\x12\x46\n\x08\x45xchange\x12\x1a.labda.raft.v1.RaftMessage\x1a\x1a.labda.raft.v1.RaftReceipt(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,30 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENTRY']._serialized_end=121
   _globals['_SNAPSHOT']._serialized_start=123
   _globals['_SNAPSHOT']._serialized_end=177
-  _globals['_RAFTMESSAGE']._serialized_start=180
-  _globals['_RAFTMESSAGE']._serialized_end=1123
-  _globals['_RAFTMESSAGE_APPENDENTRIES']._serialized_start=572
-  _globals['_RAFTMESSAGE_APPENDENTRIES']._serialized_end=799
-  _globals['_RAFTMESSAGE_APPENDENTRIESANSWER']._serialized_start=801
-  _globals['_RAFTMESSAGE_APPENDENTRIESANSWER']._serialized_end=888
-  _globals['_RAFTMESSAGE_VOTEREQUEST']._serialized_start=890
-  _globals['_RAFTMESSAGE_VOTEREQUEST']._serialized_end=964
-  _globals['_RAFTMESSAGE_VOTEANSWER']._serialized_start=966
-  _globals['_RAFTMESSAGE_VOTEANSWER']._serialized_end=992
-  _globals['_RAFTMESSAGE_PREVOTE']._serialized_start=994
-  _globals['_RAFTMESSAGE_PREVOTE']._serialized_end=1064
-  _globals['_RAFTMESSAGE_PREVOTEANSWER']._serialized_start=1066
-  _globals['_RAFTMESSAGE_PREVOTEANSWER']._serialized_end=1112
-  _globals['_JOURNALWRITE']._serialized_start=1125
-  _globals['_JOURNALWRITE']._serialized_end=1186
-  _globals['_JOURNALRECORD']._serialized_start=1189
-  _globals['_JOURNALRECORD']._serialized_end=1486
-  _globals['_JOURNALRECORD_HEADER']._serialized_start=1376
-  _globals['_JOURNALRECORD_HEADER']._serialized_end=1416
-  _globals['_JOURNALRECORD_VOTE']._serialized_start=1418
-  _globals['_JOURNALRECORD_VOTE']._serialized_end=1476
-  _globals['_DUMP']._serialized_start=1488
-  _globals['_DUMP']._serialized_end=1599
-  _globals['_RAFT']._serialized_start=1601
-  _globals['_RAFT']._serialized_end=1679
+  _globals['_GROUP']._serialized_start=179
+  _globals['_GROUP']._serialized_end=289
+  _globals['_GROUP_VOTER']._serialized_start=249
+  _globals['_GROUP_VOTER']._serialized_end=289
+  _globals['_RAFTMESSAGE']._serialized_start=292
+  _globals['_RAFTMESSAGE']._serialized_end=1417
+  _globals['_RAFTMESSAGE_APPENDENTRIES']._serialized_start=807
+  _globals['_RAFTMESSAGE_APPENDENTRIES']._serialized_end=1034
+  _globals['_RAFTMESSAGE_APPENDENTRIESANSWER']._serialized_start=1036
+  _globals['_RAFTMESSAGE_APPENDENTRIESANSWER']._serialized_end=1123
+  _globals['_RAFTMESSAGE_VOTEREQUEST']._serialized_start=1125
+  _globals['_RAFTMESSAGE_VOTEREQUEST']._serialized_end=1199
+  _globals['_RAFTMESSAGE_VOTEANSWER']._serialized_start=1201
+  _globals['_RAFTMESSAGE_VOTEANSWER']._serialized_end=1227
+  _globals['_RAFTMESSAGE_PREVOTE']._serialized_start=1229
+  _globals['_RAFTMESSAGE_PREVOTE']._serialized_end=1299
+  _globals['_RAFTMESSAGE_PREVOTEANSWER']._serialized_start=1301
+  _globals['_RAFTMESSAGE_PREVOTEANSWER']._serialized_end=1347
+  _globals['_RAFTMESSAGE_HANDOVER']._serialized_start=1349
+  _globals['_RAFTMESSAGE_HANDOVER']._serialized_end=1373
+  _globals['_RAFTMESSAGE_INTRODUCTION']._serialized_start=1375
+  _globals['_RAFTMESSAGE_INTRODUCTION']._serialized_end=1406
+  _globals['_JOURNALWRITE']._serialized_start=1419
+  _globals['_JOURNALWRITE']._serialized_end=1480
+  _globals['_JOURNALRECORD']._serialized_start=1483
+  _globals['_JOURNALRECORD']._serialized_end=1780
+  _globals['_JOURNALRECORD_HEADER']._serialized_start=1670
+  _globals['_JOURNALRECORD_HEADER']._serialized_end=1710
+  _globals['_JOURNALRECORD_VOTE']._serialized_start=1712
+  _globals['_JOURNALRECORD_VOTE']._serialized_end=1770
+  _globals['_DUMP']._serialized_start=1783
+  _globals['_DUMP']._serialized_end=1931
+  _globals['_RAFT']._serialized_start=1933
+  _globals['_RAFT']._serialized_end=2011
 # @@protoc_insertion_point(module_scope)

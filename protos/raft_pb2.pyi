@@ -92,6 +92,57 @@ class Snapshot(_message.Message):
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
 @_typing.final
+class Group(_message.Message):
+    """Who votes. In a log entry: from this entry on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Voter(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MEMBER_FIELD_NUMBER: _builtins.int
+        ADDRESS_FIELD_NUMBER: _builtins.int
+        member: _builtins.str
+        address: _builtins.str
+        """host:port where it serves Raft to the others"""
+        def __init__(
+            self,
+            *,
+            member: _builtins.str = ...,
+            address: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "member", b"member"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VOTERS_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def voters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group.Voter]:
+        """by member"""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids that voted once and never may again"""
+
+    def __init__(
+        self,
+        *,
+        voters: _abc.Iterable[Global___Group.Voter] | None = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed", "voters", b"voters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Group: _TypeAlias = Group  # noqa: Y015
+
+@_typing.final
 class RaftMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -251,12 +302,52 @@ class RaftMessage(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class HandOver(_message.Message):
+        """The leader to a follower that has its whole log: stand for election now (thesis, 3.10)."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TERM_FIELD_NUMBER: _builtins.int
+        term: _builtins.int
+        def __init__(
+            self,
+            *,
+            term: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["term", b"term"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Introduction(_message.Message):
+        """First on every stream, from the member that dials: where the other one reaches it, if its own log doesn't say so yet."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ADDRESS_FIELD_NUMBER: _builtins.int
+        address: _builtins.str
+        def __init__(
+            self,
+            *,
+            address: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     APPEND_FIELD_NUMBER: _builtins.int
     APPEND_ANSWER_FIELD_NUMBER: _builtins.int
     VOTE_FIELD_NUMBER: _builtins.int
     VOTE_ANSWER_FIELD_NUMBER: _builtins.int
     PRE_VOTE_FIELD_NUMBER: _builtins.int
     PRE_VOTE_ANSWER_FIELD_NUMBER: _builtins.int
+    HAND_OVER_FIELD_NUMBER: _builtins.int
+    INTRODUCTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def append(self) -> Global___RaftMessage.AppendEntries: ...
     @_builtins.property
@@ -269,6 +360,10 @@ class RaftMessage(_message.Message):
     def pre_vote(self) -> Global___RaftMessage.PreVote: ...
     @_builtins.property
     def pre_vote_answer(self) -> Global___RaftMessage.PreVoteAnswer: ...
+    @_builtins.property
+    def hand_over(self) -> Global___RaftMessage.HandOver: ...
+    @_builtins.property
+    def introduction(self) -> Global___RaftMessage.Introduction: ...
     def __init__(
         self,
         *,
@@ -278,12 +373,14 @@ class RaftMessage(_message.Message):
         vote_answer: Global___RaftMessage.VoteAnswer | None = ...,
         pre_vote: Global___RaftMessage.PreVote | None = ...,
         pre_vote_answer: Global___RaftMessage.PreVoteAnswer | None = ...,
+        hand_over: Global___RaftMessage.HandOver | None = ...,
+        introduction: Global___RaftMessage.Introduction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_answer", b"append_answer", "message", b"message", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "vote", b"vote", "vote_answer", b"vote_answer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_answer", b"append_answer", "hand_over", b"hand_over", "introduction", b"introduction", "message", b"message", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "vote", b"vote", "vote_answer", b"vote_answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_answer", b"append_answer", "message", b"message", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "vote", b"vote", "vote_answer", b"vote_answer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_answer", b"append_answer", "hand_over", b"hand_over", "introduction", b"introduction", "message", b"message", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "vote", b"vote", "vote_answer", b"vote_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["append", "append_answer", "vote", "vote_answer", "pre_vote", "pre_vote_answer"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["append", "append_answer", "vote", "vote_answer", "pre_vote", "pre_vote_answer", "hand_over", "introduction"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -398,6 +495,7 @@ class Dump(_message.Message):
     BEFORE_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     state: _builtins.bytes
     @_builtins.property
@@ -406,6 +504,10 @@ class Dump(_message.Message):
 
     @_builtins.property
     def last(self) -> Global___Entry: ...
+    @_builtins.property
+    def group(self) -> Global___Group:
+        """who votes after `last`; absent while the log never said it"""
+
     def __init__(
         self,
         *,
@@ -413,10 +515,11 @@ class Dump(_message.Message):
         before: Global___Entry | None = ...,
         last: Global___Entry | None = ...,
         state: _builtins.bytes = ...,
+        group: Global___Group | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "last", b"last"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "group", b"group", "last", b"last"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "format", b"format", "last", b"last", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "format", b"format", "group", b"group", "last", b"last", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,7 +47,9 @@ def from_wire(wire: raft_pb2.RaftMessage) -> Message | None:
             return {
                 "type": "pre_vote_answer", "term": wire.pre_vote_answer.term, "granted": wire.pre_vote_answer.granted
             }
-        case None:
+        case "hand_over":
+            return {"type": "hand_over", "term": wire.hand_over.term}
+        case "introduction" | None:     # the former is for the links (service.py)
             return None
         case _:
             assert_never(kind)
@@ -64,6 +66,10 @@ def _append(wire: raft_pb2.RaftMessage.AppendEntries) -> Message:
         whole = wire.HasField("snapshot")
         message["serialized"] = (snapshot.chunk, snapshot.first, snapshot.last) if whole else None
     return message
+
+
+def _wire_hand_over(message: Message) -> raft_pb2.RaftMessage:
+    return raft_pb2.RaftMessage(hand_over=raft_pb2.RaftMessage.HandOver(term=message["term"]))
 
 
 def _wire_append(message: Message) -> raft_pb2.RaftMessage:
@@ -116,4 +122,5 @@ _TO_WIRE = {
     "response_vote": _wire_vote_answer,
     "pre_vote": _wire_pre_vote,
     "pre_vote_answer": _wire_pre_vote_answer,
+    "hand_over": _wire_hand_over,
 }

@@ -12,6 +12,7 @@ from typing import Any
 from pysyncobj.config import SERIALIZER_STATE
 
 from counting.raft.framing import DamagedFileError, frame, read_frame, replace_file
+from counting.raft.group import Group, from_wire, to_wire
 from counting.raft.journal import Entry
 from protos import raft_pb2
 
@@ -24,20 +25,26 @@ Chunk = tuple[bytes, bool, bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """State after `last`; `before` is the entry before it (pysyncobj's log always keeps two)."""
+    """State after `last`; `before` is the entry before it (pysyncobj's log always keeps two). ``group``: who votes
+    after it; None where the log never said it."""
 
     before: Entry
     last: Entry
     state: bytes
+    group: Group | None = None
 
 
 class Dumps:
-    """pysyncobj's serializer interface over one file; `save` gives the state as bytes."""
+    """pysyncobj's serializer interface over one file; `save` gives the state as bytes, ``group_at`` who votes after an
+    entry, if the log says it (the node sets it)."""
+
+    group_at: Callable[[int], Group | None]
 
     def __init__(self, path: Path, save: Callable[[], bytes], *, durable: bool = True) -> None:
         self._path = path
         self._save = save
         self._durable = durable
+        self.group_at = lambda _index: None
         self._outcome = SERIALIZER_STATE.NOT_SERIALIZING
         self._id: int | None = None
         self._data = path.read_bytes() if path.exists() else b""
@@ -55,7 +62,7 @@ class Dumps:
     def serialize(self, data: tuple[Any, Entry, Entry, Any], id: int) -> None:  # noqa: A002
         """Dumps the state now. Small by design, so no fork and no thread."""
         _, last, before, _ = data
-        self.store(Snapshot(before=before, last=last, state=self._save()))
+        self.store(Snapshot(before=before, last=last, state=self._save(), group=self.group_at(last[1])))
         self._id, self._outcome = id, SERIALIZER_STATE.SUCCESS
         self.made += 1
 
@@ -80,7 +87,8 @@ class Dumps:
     def store(self, snapshot: Snapshot) -> None:
         """Durable on return."""
         dump = raft_pb2.Dump(
-            format=FORMAT, before=_plain(snapshot.before), last=_plain(snapshot.last), state=snapshot.state
+            format=FORMAT, before=_plain(snapshot.before), last=_plain(snapshot.last), state=snapshot.state,
+            group=to_wire(snapshot.group) if snapshot.group is not None else None,
         )
         self._data = frame(dump.SerializeToString())
         self._sent.clear()
@@ -116,7 +124,8 @@ def parse(data: bytes, name: str) -> Snapshot:
     dump = raft_pb2.Dump.FromString(payload)
     if dump.format != FORMAT:
         raise DamagedFileError(f"{name} is of format {dump.format}, this build reads {FORMAT}: upgrade this member")
-    return Snapshot(before=_rich(dump.before), last=_rich(dump.last), state=dump.state)
+    group = from_wire(dump.group) if dump.HasField("group") else None
+    return Snapshot(before=_rich(dump.before), last=_rich(dump.last), state=dump.state, group=group)
 
 
 def _plain(entry: Entry) -> raft_pb2.Entry:

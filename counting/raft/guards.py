@@ -19,6 +19,7 @@ from pysyncobj.syncobj import _COMMAND_TYPE, _RAFT_STATE, SyncObj
 from counting.raft.codec import Message
 from counting.raft.dump import Chunk, Dumps, Snapshot
 from counting.raft.framing import DamagedFileError
+from counting.raft.group import Group, Groups, entry_of
 from counting.raft.journal import Entry, Journal
 
 COMMAND_BYTES_MAX = 1024 * 1024
@@ -113,7 +114,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
     def __init__(
         self,
         member: str,
-        peers: tuple[str, ...],
+        founders: Group,
         timing: RaftTiming,
         *,
         transport: Transport,
@@ -136,8 +137,11 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         self._guard_pre_term = 0
         self._guard_votes: set[str] = set()
         self._guard_elect = False
+        self._guard_groups = Groups(founders)
+        self._guard_regrouped = founders
         super().__init__(
-            Peer(member), [Peer(peer) for peer in peers], conf=timing.conf(journal, dump_path), transport=transport
+            Peer(member), [Peer(voter) for voter in founders.voters if voter != member],
+            conf=timing.conf(journal, dump_path), transport=transport,
         )
         self._SyncObj__serializer = dumps
         self._SyncObj__needLoadDumpFile = False
@@ -149,6 +153,10 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
                 f"member {member} has a log that begins at {journal[0][1]} and no dump of what came before: "
                 f"its state is lost, add a new member instead"
             )
+        for command, index, _ in journal.entries():
+            self._guard_groups.added(index, command)
+        dumps.group_at = self._guard_groups.said_at
+        self._guard_regroup()
 
     # ------------------------------------------------------------ defects 1, 2, 10: append_entries
 
@@ -164,6 +172,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
             self._guard_pre_vote_answer(node, message)
         elif kind == "response_vote":
             self._guard_vote_answer(node, message)
+        elif kind == "hand_over":
+            self._guard_take_hand_over(node, message)
         else:
             if kind == "append_entries":
                 self._guard_heard = self._guard_now()
@@ -215,8 +225,11 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
                     f"invariant 14: the leader's entry {index} of term {term} contradicts one that is applied here"
                 )
                 journal.deleteEntriesFrom(index - first)
+                self._guard_groups.truncated(index)
             for entry in entries[position:]:
                 journal.add(*entry)
+                self._guard_groups.added(entry[1], entry[0])
+            self._guard_regroup()
             break
         matched = entries[-1][1] if entries else previous
         self._guard_answer(node, matched + 1, success=True, reset=False)
@@ -250,6 +263,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
                 self._guard_dumps.install(snapshot)
                 self._guard_journal.replace([snapshot.before, snapshot.last])
                 self._guard_take_over(snapshot)
+                self._guard_regroup()
         self._guard_answer(node, index + 1, success=True, reset=False)
         return index
 
@@ -272,6 +286,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         """Defect 3. As shipped, ``next_node_idx`` carries no term: a delayed answer of an older term counts as
         progress in the new one. Ours do; older ones are dropped and a newer one ends our leadership."""
         term = message["term"]
+        if node not in self._SyncObj__otherNodes:
+            return      # it was a member when it was asked
         if 3 not in self._guard_without:
             if term > self._SyncObj__raftCurrentTerm:
                 self._guard_step_down(term)
@@ -313,6 +329,7 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         self._guard_take_over(snapshot)
 
     def _guard_take_over(self, snapshot: Snapshot) -> None:
+        self._guard_groups.restored(snapshot.last[1], snapshot.group)
         self._guard_restore(snapshot.state)
         self._SyncObj__raftLastApplied = snapshot.last[1]
         self._guard_commit(snapshot.last[1])
@@ -340,7 +357,75 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
             self._guard_apply(self._SyncObj__raftLastApplied + 1, command[1:])
 
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:  # noqa: N802
-        """Defect 9: membership commands are pickled in entries. They aren't spoken here."""
+        """Defect 9: membership commands are pickled in entries. Ours aren't, and pysyncobj hears nothing of them."""
+
+    # ------------------------------------------------------------ who votes
+
+    def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802
+        """pysyncobj stands for election only then; somebody who isn't a voter never does."""
+        return self._SyncObj__selfNode.id in self.group.voters and bool(super()._SyncObj__connectedToAnyone())
+
+    def _guard_regroup(self) -> None:
+        """pysyncobj's own notion of its peers follows the log."""
+        if self._guard_regrouped is self.group:
+            return
+        self._guard_regrouped = self.group
+        own, others = self._SyncObj__selfNode, self._SyncObj__otherNodes
+        wanted = {Peer(voter) for voter in self.group.voters} - {own}
+        for node in wanted - others:
+            self._SyncObj__raftNextIndex[node] = self._guard_last_index() + 1
+            self._SyncObj__raftMatchIndex[node] = 0
+            self._SyncObj__lastResponseTime[node] = self._guard_now()
+        for node in others - wanted:
+            self._guard_dumps.cancelTransmisstion(node)
+        self._SyncObj__otherNodes: set[Node] = wanted
+
+    @property
+    def group(self) -> Group:
+        """Who votes now."""
+        return self._guard_groups.current
+
+    def settled(self) -> bool:
+        """Whether the entry that put the group into force is committed: the next change has to wait for that."""
+        return self._guard_groups.index <= self.applied()
+
+    def change(self, group: Group) -> None:
+        """Puts another group into force here and sends it on, at first also to who isn't in it any more. ``leads`` and
+        ``settled`` must hold, and this member stays. A leader that hasn't committed in its own term yet could find two
+        changes of one group in two logs (thesis, 4.1 as corrected)."""
+        assert self.leads() and self.settled(), "one change at a time, by a leader that has committed in its term"
+        assert self._SyncObj__selfNode.id in group.voters, "a leader doesn't remove itself: it hands over first"
+        assert len({*group.voters} ^ {*self.group.voters}) == 1, f"{group} is more than one member away"
+        index, entry = self._guard_last_index() + 1, entry_of(group)
+        self._guard_journal.add(entry, index, self._SyncObj__raftCurrentTerm)
+        self._SyncObj__sendAppendEntries()
+        self._guard_groups.added(index, entry)
+        self._guard_regroup()
+        self._SyncObj__sendAppendEntries()
+
+    def matched(self) -> dict[str, int]:
+        """The last entry that each other voter is known to have, as the leader knows it."""
+        return {node.id: int(self._SyncObj__raftMatchIndex[node]) for node in self._SyncObj__otherNodes}
+
+    def answered(self) -> dict[str, float]:
+        """When each other voter answered last, as the leader knows it."""
+        return {node.id: float(self._SyncObj__lastResponseTime[node]) for node in self._SyncObj__otherNodes}
+
+    def hand_over(self) -> str:
+        """Tells the follower that is furthest to stand for election; its id, "" when none is connected. It wins where
+        nothing is proposed here before it is heard."""
+        ready = [node for node in self._SyncObj__otherNodes if node in self._SyncObj__connectedNodes]
+        if not ready or not self.is_leader():
+            return ""
+        heir = max(ready, key=lambda node: (self._SyncObj__raftMatchIndex[node], node.id))
+        self._SyncObj__transport.send(heir, {"type": "hand_over", "term": self._SyncObj__raftCurrentTerm})
+        return str(heir.id)
+
+    def _guard_take_hand_over(self, node: Node, message: Message) -> None:
+        """No pre-vote: the others still hear the leader, who wants it."""
+        if message["term"] == self._SyncObj__raftCurrentTerm and node == self._SyncObj__raftLeader:
+            self._guard_elect = True
+            self._SyncObj__raftElectionDeadline = 0.0
 
     # ------------------------------------------------------------ defect 7: leaders that don't know it, votes that
     # disturb
@@ -389,6 +474,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
         self._SyncObj__transport.send(node, {"type": "pre_vote_answer", "term": term, "granted": granted})
 
     def _guard_pre_vote_answer(self, node: Node, message: Message) -> None:
+        if node not in self._SyncObj__otherNodes:
+            return
         if not message["granted"]:
             if message["term"] > self._SyncObj__raftCurrentTerm:
                 self._guard_step_down(message["term"])
@@ -408,6 +495,8 @@ class GuardedNode(SyncObj):  # type: ignore[misc]  # pysyncobj has no types
 
     def _guard_vote_answer(self, node: Node, message: Message) -> None:
         """A vote counts once, however often its message comes (a stream made anew may repeat it)."""
+        if node not in self._SyncObj__otherNodes:
+            return      # it has no vote
         if message["term"] == self._SyncObj__raftCurrentTerm and node.id not in self._guard_votes:
             self._guard_votes.add(node.id)
             super()._SyncObj__onMessageReceived(node, message)

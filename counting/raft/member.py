@@ -20,11 +20,12 @@ from counting.raft import ambient
 from counting.raft.codec import Message, from_wire, to_wire
 from counting.raft.dump import Dumps
 from counting.raft.framing import DamagedFileError
+from counting.raft.group import Group
 from counting.raft.guards import COMMAND_BYTES_MAX, GuardedNode, Peer, RaftTiming, Transport
 from counting.raft.journal import Journal
 from protos import raft_pb2
 
-__all__ = ["COMMAND_BYTES_MAX", "LogCounts", "Member", "RaftTiming", "Role", "StateMachine", "create"]
+__all__ = ["COMMAND_BYTES_MAX", "Group", "LogCounts", "Member", "RaftTiming", "Role", "StateMachine", "create"]
 
 _MARGIN_S = 0.001
 """pysyncobj acts when a deadline is past, not when it is reached."""
@@ -77,13 +78,14 @@ def _dump_path(directory: Path) -> Path:
 
 
 class Member:
-    """A member of the group `peers` + itself. Raises DamagedFileError when its files are lost or damaged."""
+    """A member of the group that its log names; while that says nothing, of the ``founders``. One that isn't a founder
+    votes when the log has come and names it. Raises DamagedFileError when its files are lost or damaged."""
 
     def __init__(
         self,
         *,
         member: str,
-        peers: tuple[str, ...],
+        founders: Group,
         directory: Path,
         machine: StateMachine,
         clock: Clock,
@@ -92,6 +94,7 @@ class Member:
         send: Callable[[str, raft_pb2.RaftMessage], bool],
         on_committed: Callable[[int, bytes, Any], None],
         on_role: Role,
+        on_group: Callable[[], None] = lambda: None,
         durable: bool = True,
         without: frozenset[int] = frozenset(),
         make_dumps: Callable[..., Dumps] = Dumps,
@@ -108,10 +111,11 @@ class Member:
         self._send = send
         self._on_committed = on_committed
         self._on_role = on_role
-        self._peers = {peer: Peer(peer) for peer in peers}
+        self._on_group = on_group
         self._committed: list[tuple[int, bytes, Any]] = []
         self._retry_s = timing.heartbeat_s
         self._role = (False, 0, "")
+        self._grouped = (founders, True)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._tick_soon: asyncio.Handle | None = None
@@ -124,11 +128,11 @@ class Member:
         self._dumps = make_dumps(dump_path, machine.save, durable=durable)
         with ambient.driven(clock, generator):
             self._node = GuardedNode(
-                member, peers, timing, transport=self._transport, journal=self._journal,
+                member, founders, timing, transport=self._transport, journal=self._journal,
                 dumps=self._dumps, dump_path=str(dump_path),
                 apply=self._apply, restore=machine.restore, now=clock.monotonic, without=without,
             )
-        if not peers:
+        if tuple(self.group.voters) == (member,):
             self._tick_in_this_turn()
         self._after()
 
@@ -137,6 +141,11 @@ class Member:
     @property
     def leads(self) -> bool:
         return self._role[0]
+
+    @property
+    def leader(self) -> str:
+        """Its id, as far as this member knows it; "" otherwise."""
+        return self._role[2]
 
     @property
     def term(self) -> int:
@@ -168,6 +177,42 @@ class Member:
         self._loop.call_soon(self._loop.call_soon, self._sync)
         return True
 
+    @property
+    def group(self) -> Group:
+        """Who votes, by this member's log."""
+        return self._node.group
+
+    @property
+    def settled(self) -> bool:
+        """Whether a majority has the entry that says so: the next change waits for that."""
+        return self._node.settled()
+
+    def matched(self) -> dict[str, int]:
+        """The last entry that each other voter is known to have, as the leader knows it."""
+        return self._node.matched()
+
+    def answered(self) -> dict[str, float]:
+        """When each other voter answered last, by this member's monotonic clock, as the leader knows it."""
+        return self._node.answered()
+
+    def change(self, group: Group) -> None:
+        """Puts a group that differs by one member into force. ``leads`` and ``settled`` must hold, and this member is
+        in it. It is certain once it is ``settled``; ``on_group`` tells."""
+        self._drive(lambda: self._node.change(group))
+        self._loop.call_soon(self._loop.call_soon, self._sync)
+
+    def hand_over(self) -> str:
+        """Asks the follower that is furthest to lead instead; its id, "" without one. Whether it does is told by
+        ``on_role``."""
+        heir = ""
+
+        def tell() -> None:
+            nonlocal heir
+            heir = self._node.hand_over()
+
+        self._drive(tell)
+        return heir
+
     def close(self) -> None:
         """Stops; what was added and not yet synced is synced."""
         self._stop()
@@ -181,19 +226,20 @@ class Member:
     # ------------------------------------------------------------ for the links
 
     def connected(self, peer: str) -> None:
-        callback, node = self._transport.on_connected, self._peers.get(peer)
-        if callback is not None and node is not None:
-            self._drive(lambda: callback(node))
+        callback = self._transport.on_connected
+        if callback is not None:
+            self._drive(lambda: callback(Peer(peer)))
 
     def disconnected(self, peer: str) -> None:
-        callback, node = self._transport.on_disconnected, self._peers.get(peer)
-        if callback is not None and node is not None:
-            self._drive(lambda: callback(node))
+        callback = self._transport.on_disconnected
+        if callback is not None:
+            self._drive(lambda: callback(Peer(peer)))
 
     def receive(self, peer: str, wire: raft_pb2.RaftMessage) -> None:
-        message, callback, node = from_wire(wire), self._transport.on_message, self._peers.get(peer)
-        if message is not None and callback is not None and node is not None:
-            self._drive(lambda: callback(node, message))
+        """From anyone: a candidate or leader may be in a group that this log doesn't have yet (thesis, 4.1)."""
+        message, callback = from_wire(wire), self._transport.on_message
+        if message is not None and callback is not None:
+            self._drive(lambda: callback(Peer(peer), message))
 
     # ------------------------------------------------------------ driving
 
@@ -258,6 +304,10 @@ class Member:
         if role != self._role:
             self._role = role
             self._on_role(leads=role[0], term=role[1], hint=role[2])
+        grouped = (self._node.group, self._node.settled())
+        if grouped != self._grouped:
+            self._grouped = grouped
+            self._on_group()
         if self._node.wants_tick():
             self._tick_in_this_turn()
         now, at = self._clock.monotonic(), self._node.next_tick_at()

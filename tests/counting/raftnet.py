@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from counting.raft.member import Member, RaftTiming, create
+from counting.raft.member import Group, Member, RaftTiming, create
 from protos import raft_pb2
 from simulation.loop import VirtualClock, VirtualLoop
 
 NAMES = ("m1", "m2", "m3")
+FOUNDERS = Group(voters=dict.fromkeys(NAMES, ""))
 
 
 class LogMachine:
@@ -61,6 +62,7 @@ class RaftNet:
         self.clock = VirtualClock(loop)
         self.directory = directory
         self.names = names
+        self.founders = dict.fromkeys(names, Group(voters=dict.fromkeys(names, "")))
         self.timing = timing or RaftTiming()
         self.without = without
         self.make_dumps = make_dumps
@@ -86,7 +88,7 @@ class RaftNet:
         self._life[name] += 1
         extra: dict[str, Any] = {"make_dumps": self.make_dumps} if self.make_dumps else {}
         self.members[name] = PausableMember(
-            member=name, peers=tuple(n for n in self.names if n != name), directory=self.directory / name,
+            member=name, founders=self.founders[name], directory=self.directory / name,
             machine=machine, clock=self.clock, generator=random.Random(self.random.getrandbits(32)), timing=self.timing,
             send=lambda peer, wire: self._send(name, peer, wire),
             on_committed=lambda index, command, result: self._committed(name, index, command),
@@ -97,6 +99,25 @@ class RaftNet:
             if other != name:
                 self.members[name].connected(other)
                 self.members[other].connected(name)
+
+    def join(self, name: str) -> None:
+        """A new member with empty files. It has no vote until somebody's log says so."""
+        self.names += (name,)
+        self.founders[name] = Group()
+        self._life[name] = 0
+        create(self.directory / name, name)
+        self.start(name)
+
+    def change(self, make: Callable[[Group], Group]) -> bool:
+        """Has the leader put another group into force; False when it can't now, as its service would answer."""
+        leader = self.members.get(self.leader() or "")
+        if leader is None or leader.paused or not leader.settled:
+            return False
+        group = make(leader.group)
+        if group == leader.group:
+            return False
+        leader.change(group)
+        return True
 
     def crash(self, name: str) -> None:
         self.members.pop(name).crash()
@@ -145,7 +166,7 @@ class RaftNet:
             await asyncio.sleep(0.01)
 
     async def settle(self, within_s: float = 15.0) -> str:
-        """Heals everything and waits until all members have applied the same; returns the leader."""
+        """Heals everything and waits until all voters have applied the same; returns the leader."""
         self.cut.clear()
         for name in list(self.paused):
             self.resume(name)
@@ -155,13 +176,13 @@ class RaftNet:
         await self.until(self.leader, within_s)
         mark = b"settled at %f" % self.loop.time()
         deadline = self.loop.time() + within_s
-        while not all(mark in machine.applied for machine in self.machines.values()):
+        while (leader := self.leader()) is None or not all(
+            mark in self.machines[voter].applied for voter in self.members[leader].group.voters
+        ):
             assert self.loop.time() < deadline, "members don't agree after everything was healed"
             if self.loop.time() * 10 % 5 < 1:
                 self.propose(mark)
             await asyncio.sleep(0.05)
-        leader = self.leader()
-        assert leader is not None
         return leader
 
     def judge(self) -> None:

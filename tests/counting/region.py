@@ -53,18 +53,21 @@ class Region:
         self.clock = clock
         self.addresses = {counting(n).node: address for n, address in enumerate(addresses, start=1)}
         self.raft = {counting(n).node: address for n, address in enumerate(raft, start=1)}
+        self.founders = dict(self.raft)
         self.durable = durable
         self.settings = settings
         self.services: dict[str, CountingService] = {}
 
     def config(self, n: int) -> CountingConfig:
         caller = counting(n)
+        joins = caller.node not in self.founders
         return CountingConfig(
             node=NodeConfig(
                 service="counting", node=caller.node, az=caller.az, host=caller.host,
                 listen=self.addresses[caller.node], placement=(), tls=NO_TLS, check=True,
             ),
-            directory=str(self.directory / caller.node), members=self.raft, **self.settings,
+            directory=str(self.directory / caller.node), **self.settings,
+            members=self.raft if joins else self.founders, joins=joins,
         )
 
     async def start(self, n: int) -> CountingService:
@@ -82,6 +85,13 @@ class Region:
         for n in range(1, len(self.addresses) + 1):
             await self.start(n)
         return self
+
+    async def join(self, n: int) -> str:
+        """A member more, that votes when it is given a vote; its id."""
+        node = counting(n).node
+        self.addresses[node], self.raft[node] = f"c{n}:1", f"c{n}:2"
+        await self.start(n)
+        return node
 
     def leader(self) -> str | None:
         leading = [(s._raft().term, name) for name, s in self.services.items() if s._raft().leads]

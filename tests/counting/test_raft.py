@@ -14,7 +14,7 @@ from counting.raft.framing import DamagedFileError
 from counting.raft.member import Member, RaftTiming, create
 from protos import raft_pb2
 from simulation.loop import VirtualClock, VirtualLoop, run
-from tests.counting.raftnet import LogMachine, RaftNet
+from tests.counting.raftnet import FOUNDERS, LogMachine, RaftNet
 
 COMPACTING = RaftTiming(compact_entries=12)
 
@@ -278,7 +278,7 @@ class Lone:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         return Member(
-            member="m1", peers=("m2", "m3"), directory=self.directory, machine=self.machine, clock=VirtualClock(loop),
+            member="m1", founders=FOUNDERS, directory=self.directory, machine=self.machine, clock=VirtualClock(loop),
             generator=random.Random(1), timing=RaftTiming(), send=self.record,
             on_committed=lambda index, command, result: None, on_role=lambda *, leads, term, hint: None,
             durable=durable, without=self.without, make_dumps=ShippedDumps,
