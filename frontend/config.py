@@ -57,7 +57,7 @@ class FrontendConfig:
     """What a frontend is told."""
 
     node: NodeConfig
-    counting: tuple[str, ...]            # seeds: gRPC addresses of the ledger's members
+    counting: dict[str, str]             # seeds: gRPC addresses of the ledger's members, by node id
     store: str                           # metadata (and blobs), as storage.open understands it
     key_file: str                        # the region's data key: encryption at rest, code tickets, code links
     blobs: str = ""                      # blobs, where they are kept elsewhere: nats://host:4222,host:4222

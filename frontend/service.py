@@ -128,13 +128,11 @@ class FrontendService:
         )
         self.workers = Workers(network=world.streams, clock=world.clock, node=node.node)
         self._counting = CountingLinks(
-            network=world.network, members=config.counting, node=node.node, nonce=world.nonce,
+            network=world.network, seeds=config.counting, node=node.node, nonce=world.nonce,
             feed=self.admission.feed, usage=core.usage, on_gone=self.workers.gone,
         )
         self.workers.ask_gone = self._counting.ask_gone
-        self._limits = Limits(
-            network=world.network, members=config.counting, links=self._counting, clock=world.clock, rng=world.rng
-        )
+        self._limits = Limits(links=self._counting, clock=world.clock, rng=world.rng)
         self.lingering = Lingering()
         self._managers = Managers(
             network=world.network, node=node.node, directory=self.directory, on_recall=self.lingering.recall,
@@ -186,13 +184,14 @@ class FrontendService:
         self._counting.start()
         await self._follower.ready.wait()
         if not await self._counting.welcomed(self._config.session_s):
-            _log.warning("no session with the ledger yet", members=self._config.counting)
+            _log.warning("no session with the ledger yet", members=list(self._config.counting))
         handlers = Handlers()
         handlers.fetch(frontend_rpc.FETCH, CodeService(self._tickets, self._blobs).fetch)
         self._accounts.serve(handlers)
         self._server = await self._world.network.serve(self._config.node.listen, handlers)
         self.directory.node.address = self._config.node.reached(self._server.address)
         self.directory.observe(self.workers.see)
+        self.directory.observe(self._counting.see)
 
     async def register(self, http: str, pid: int, version: str) -> None:
         """Joins the region under its HTTP address. Without a placement it goes on: peers are found when one comes."""
@@ -224,7 +223,7 @@ class FrontendService:
         self.gate.close()
         self.admission.close()
         await self._settler.close()
-        for part in (self.workers, self._managers, self._counting, self._limits, self.directory):
+        for part in (self.workers, self._managers, self._counting, self.directory):
             await part.close()
         await self._tasks.cancel()
         if self._server is not None:

@@ -142,7 +142,7 @@ def _settings(plan: Plan, member: Member) -> Any:
         ),
     )
     folder = plan.state.node(member.node)
-    counting = tuple(plan.reached(member.node, plan.counting).values())
+    counting = plan.reached(member.node, plan.counting)
     match member.service:
         case "counting":
             members = plan.reached(member.node, plan.raft)

@@ -58,7 +58,9 @@ class Control(Generic[Service]):
         return tuple(self._living)
 
     async def start(self, node: str = "") -> None:
-        """All that don't live, or one. Raises Fault for one that refuses."""
+        """All that don't live, or one, which needn't be known yet. Raises Fault for one that refuses."""
+        if node and node not in self._nodes:
+            self._nodes += (node,)
         for name in (node,) if node else self._nodes:
             if name not in self._living:
                 process = self._ground.process(name)

@@ -13,25 +13,25 @@ from typing import Any
 from chassis.faults import Fault
 from counting.raft.framing import frame
 from simulation import azs, nodes
+from simulation.members import SUCCESSORS
 from simulation.network import Trouble
 from simulation.plan import LEADERS, NODES, Entry, Kind
 from simulation.record import Bug, Record
 from simulation.region import Region
 
-_ALL = frozenset(NODES)
+_ALL = frozenset((*NODES, *SUCCESSORS))
 _ON_PROCESSES = frozenset({Kind.PAUSE, Kind.CRASH, Kind.TEAR, Kind.CORRUPT})
 _BETWEEN = frozenset({Kind.ONE_WAY, Kind.DEAF})
 _SPIKE_S = 0.8
 _REPEATED_LATE_S = 0.2
+_NOTICED_S = 1.0        # until an operator does something
+REPLACED_S = 60.0       # and is done, whatever befalls the others meanwhile
 
 
 class Inflict:
-    """``down``: nodes that the plan killed and that aren't back yet; of a corrupted member that is for good."""
-
     def __init__(self, region: Region, record: Record, dice: random.Random) -> None:
         self._region, self._record, self._dice = region, record, dice
         self._busy: set[str] = set()
-        self.lost: set[str] = set()
 
     async def do(self, entry: Entry) -> None:
         """Returns when it is over."""
@@ -162,11 +162,17 @@ class Inflict:
         try:
             await self._crash(node, away_s, change)
         except Fault as fault:
-            self._record.told.append((self._region.clock.monotonic(), f"{node} refuses to start: {fault.message}"))
-            self.lost.add(node)
+            self._tell(f"{node} refuses to start: {fault.message}")
+            await asyncio.sleep(_NOTICED_S)
+            await self._region.replace_counting(node, within_s=REPLACED_S)
+            self._tell(f"another member has the place of {node}")
         else:
             if nodes.lives(self._region, node):
                 self._record.bugs.append(Bug(what=f"{node} started from files that were changed under it"))
+
+
+    def _tell(self, what: str) -> None:
+        self._record.told.append((self._region.clock.monotonic(), what))
 
 
 def _silent(senders: "frozenset[str] | set[str]", receivers: "frozenset[str] | set[str]") -> Trouble:

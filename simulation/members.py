@@ -61,7 +61,8 @@ class Shape:
 
     def nodes_of(self, az: str) -> tuple[str, ...]:
         """Every process of an AZ."""
-        control = [node for nodes in (COUNTING, self.placements, self.managers) for node in nodes if nodes[node] == az]
+        controls = (COUNTING, SUCCESSORS, self.placements, self.managers)
+        control = [node for nodes in controls for node in nodes if nodes[node] == az]
         workers = [worker_node(place) for place in self.places if az_of(place) == az]
         return (*control, frontend_node(az), *workers)
 
@@ -138,6 +139,8 @@ def frontend_node(az: str) -> str:
 
 
 COUNTING = {counting_node(az): az for az in AZS}
+# Of members whose files are lost: an empty one that an operator gives the lost one's place, under another id.
+SUCCESSORS = {f"{node}-2": az for node, az in COUNTING.items()}
 # As in the embedded cluster: one of each stands by, in another AZ.
 PLACEMENTS = {f"placement-{az}": az for az in AZS[:2]}
 MANAGERS = {f"manager-{az}": az for az in AZS[1:]}
@@ -190,15 +193,17 @@ def _node(ground: Ground, service: str, node: str, az: str, *, seed: bool = Fals
 
 
 def make_counting(ground: Ground, name: str, *, life: int) -> tuple[CountingService, NodeTrace]:
-    """A later life of a member goes on from its files."""
-    az = COUNTING[name]
+    """A later life of a member goes on from its files. A successor joins, and votes when the others' log says so."""
+    joins = name in SUCCESSORS
+    az = SUCCESSORS[name] if joins else COUNTING[name]
     node = _node(ground, "counting", name, az, seed=True)
     directory = ground.journals / node.node
     if not directory.exists():
         member.create(directory, node.node)
     trace = NodeTrace(ground.trace, name)
     network = ground.fabric.network(node.identity)
-    config = CountingConfig(node=node, directory=str(directory), members=raft_addresses())
+    others = {one: f"{one}:9001" for one in SUCCESSORS} if joins else {}    # who of them there is, it finds out
+    config = CountingConfig(node=node, directory=str(directory), members=raft_addresses() | others, joins=joins)
     service = CountingService(
         changed(config, ground.changes.get("counting", {})), network=network, streams=network,
         clock=ground.process(name).clock, durable=False, trace=trace,
@@ -240,7 +245,7 @@ def make_worker(
     node = _node(ground, "worker", name, az_of(place))
     spawner = ground.process(f"{name} spawner", node.host)
     config = WorkerConfig(
-        node=node, counting=tuple(counting_addresses().values()), memory_mb=ground.shape.worker_memory_mb,
+        node=node, counting=counting_addresses(), memory_mb=ground.shape.worker_memory_mb,
         state_dir="/simulated", runtimes_dir="/simulated",
     )
     config = changed(config, ground.changes.get("worker", {}))
@@ -271,6 +276,6 @@ def make_frontend(
         nonce=rng.getrandbits(63), trace=trace,
     )
     config = FrontendConfig(
-        node=node, counting=tuple(counting_addresses().values()), store="memory:", key_file="",
+        node=node, counting=counting_addresses(), store="memory:", key_file="",
     )
     return FrontendService(changed(config, ground.changes.get("frontend", {})), world), trace

@@ -50,6 +50,7 @@ ACCOUNT = "000000000000"
 RESTART_S = 1.0     # the supervisor starts a process that ended again within this
 BOOTED_S = 1_000.0  # hosts whose clocks are off have been up for less than this
 READY_S = 30.0      # virtual: a region that isn't ready by then never will be
+OPERATOR_S = 0.5    # between two attempts of an operator
 FUNCTIONS = "/2015-03-31/functions"
 Response = TypeVar("Response", bound=Message)
 
@@ -211,7 +212,7 @@ class Region:
     async def ask_counting(self, method: Method[Any, Response], request: Any) -> Response:
         """As an operator. Raises RegionBug while nobody leads."""
         network = self.ground.fabric.network(members.OPERATOR)
-        for address in members.counting_addresses().values():
+        for address in map(members.address, self.counting.known):
             try:
                 answer = await network.connect(address, service="counting").call(method, request, timeout_s=2.0)
             except Fault:
@@ -254,6 +255,25 @@ class Region:
         """kill -9; its supervisor starts it again, from its files."""
         await self.counting.kill(node)
         self._start(self._restart(self.counting, node), name=f"another {node}")
+
+    async def replace_counting(self, lost: str, within_s: float) -> None:
+        """A member's files are lost for good: an operator gives its place to an empty one, as the runbook says. Raises
+        RegionBug when that can't be had in time."""
+        successor = f"{lost}-2"
+        assert successor in members.SUCCESSORS, f"{lost} has no successor here"
+        await self.counting.start(successor)
+        end = self.clock.monotonic() + within_s
+        for method, member in ((counting_rpc.REMOVE_MEMBER, lost), (counting_rpc.ADD_MEMBER, successor)):
+            said = ""
+            while said != "changed":
+                if self.clock.monotonic() > end:
+                    raise RegionBug(f"{lost} is not replaced within {within_s:g} s: {said}")
+                try:
+                    answer = await self.ask_counting(method, counting_pb2.ChangeMembersRequest(member=member))
+                    said = answer.refused.message if answer.HasField("refused") else "changed"
+                except RegionBug as bug:    # nobody leads: asked again
+                    said = str(bug)
+                await asyncio.sleep(OPERATOR_S)
 
     async def kill_placement(self, node: str, *, again: bool = True) -> None:
         """kill -9; its supervisor starts it ``again``, or doesn't get to."""

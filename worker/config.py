@@ -10,7 +10,7 @@ class WorkerConfig:
     """``[node]`` and what the host offers. Paths are absolute."""
 
     node: NodeConfig
-    counting: tuple[str, ...]               # addresses of the ledger's members: seeds
+    counting: dict[str, str]                # addresses of the ledger's members, by node id: seeds
     memory_mb: int                          # for all sandboxes together
     state_dir: str                          # code cache, images of /tmp, function logs
     runtimes_dir: str                       # what deploy/make_runtimes.py built

@@ -1,7 +1,7 @@
 """The worker's typed outbound calls: the ledger's members, and frontends that serve code.
 
 Owns streams, renewals and who leads. Refuses to know what a fence means. Frontends are found in the ticket, then in the
-directory; the ledger's members are seeds.
+directory; the ledger's members are seeds, and those that the directory shows.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import structlog
 from chassis.clock import Clock
 from chassis.directory import Directory
 from chassis.faults import Fault
+from chassis.members import Members
 from chassis.process import Tasks
 from chassis.rpc import Channel, Network, Outbox, converse
 from protos import counting_pb2, counting_rpc, frontend_pb2, frontend_rpc
@@ -38,11 +39,11 @@ class CountingLinks:
     """One stream to every member; whichever leads takes this incarnation in and renews its authority."""
 
     def __init__(
-        self, *, network: Network, members: tuple[str, ...], clock: Clock, incarnation: m.Incarnation,
+        self, *, network: Network, seeds: dict[str, str], clock: Clock, incarnation: m.Incarnation,
         timeout_cap_s: int, renew_s: float, tasks: Tasks, feed: Callable[[m.Event], None],
         running: Callable[[], tuple[tuple[m.Block, tuple[str, ...]], ...]],
     ) -> None:
-        self._channels = {address: network.connect(address, service="counting") for address in members}
+        self._members = Members(network=network, service="counting", seeds=seeds, follow=self._follow)
         self._clock = clock
         self._incarnation = incarnation
         self._timeout_cap_s = timeout_cap_s
@@ -61,13 +62,15 @@ class CountingLinks:
         self._leaving = False
 
     def start(self) -> None:
-        for address in self._channels:
-            self._tasks.start(self._follow(address), name=f"counting at {address}")
+        self._members.start()
         self._tasks.start(self._keep_authority(), name="authority")
 
+    def see(self, directory: Directory) -> None:
+        """The region's view is another one: members may have come or gone."""
+        self._members.see(directory)
+
     async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
+        await self._members.close()
 
     # ------------------------------------------------------------ what the core says
 
@@ -91,18 +94,18 @@ class CountingLinks:
 
     # ------------------------------------------------------------ streams
 
-    async def _follow(self, address: str) -> None:
+    async def _follow(self, node: str, channel: Channel) -> None:
         while True:
             self._links += 1
             link = self._links
-            stream = self._channels[address].stream(counting_rpc.WORKER)
+            stream = channel.stream(counting_rpc.WORKER)
             outbox: _Outbox = Outbox(stream)
             self._outboxes[link] = outbox
             self._join(link)
             try:
                 await converse(stream, outbox, partial(self._hear, link))
             except Fault as fault:
-                _log.debug("counting", address=address, fault=fault.message)
+                _log.debug("counting", member=node, fault=fault.message)
             finally:
                 stream.cancel()
                 del self._outboxes[link]

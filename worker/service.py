@@ -95,7 +95,7 @@ class WorkerService:
             observe=measure(self.metrics, core, self._clock),
         )
         self._counting = CountingLinks(
-            network=self._network, members=config.counting, clock=self._clock, incarnation=self.incarnation,
+            network=self._network, seeds=config.counting, clock=self._clock, incarnation=self.incarnation,
             timeout_cap_s=config.timeout_cap_s, renew_s=config.renew_s, tasks=self._tasks, feed=agent.feed,
             running=core.running,
         )
@@ -112,6 +112,7 @@ class WorkerService:
         agent.connect(code=code, counting=self._counting, load=self._load_changed)
         self.logs.start()
         self._counting.start()
+        self.directory.observe(self._counting.see)
         self.directory.start()
         return self
 

@@ -13,7 +13,9 @@ import structlog
 
 from chassis.beat import next_beat
 from chassis.clock import Clock
+from chassis.directory import Directory
 from chassis.faults import Fault, FaultCode
+from chassis.members import Members
 from chassis.process import Tasks
 from chassis.rpc import Channel, Network, Outbox, converse
 from frontend import messages as m
@@ -38,20 +40,19 @@ class CountingLinks:
     """Streams to all members. What they say goes to ``feed``; what the core says comes by ``send``."""
 
     def __init__(
-        self, *, network: Network, members: tuple[str, ...], node: str, nonce: int, feed: Callable[[m.Event], None],
+        self, *, network: Network, seeds: dict[str, str], node: str, nonce: int, feed: Callable[[m.Event], None],
         usage: Callable[[], dict[Pool, tuple[int, int]]], on_gone: Callable[[list[tuple[str, int]]], None],
     ) -> None:
         """``usage``: (held, in use) by pool, told with a heartbeat when it changed. ``on_gone`` hears of workers."""
-        self._members = members
+        self._members = Members(network=network, service="counting", seeds=seeds, follow=self._follow)
         self._node = node
         self._nonce = nonce
         self._feed = feed
         self._usage = usage
         self._on_gone = on_gone
         self._told: dict[Pool, tuple[int, int]] = {}
-        self._channels = {address: network.connect(address, service="counting") for address in members}
         self._outboxes: dict[int, _Outbox] = {}
-        self._addresses: dict[int, str] = {}
+        self._nodes: dict[int, str] = {}
         self._links = 0
         self._leader: int | None = None
         self._welcomed = asyncio.Event()
@@ -59,14 +60,16 @@ class CountingLinks:
         self._tasks = Tasks()
 
     def start(self) -> None:
-        for address in self._members:
-            self._tasks.start(self._follow(address), name=f"counting at {address}")
+        self._members.start()
         self._tasks.start(self._beat(), name="heartbeat to counting")
+
+    def see(self, directory: Directory) -> None:
+        """The region's view is another one: members may have come or gone."""
+        self._members.see(directory)
 
     async def close(self) -> None:
         await self._tasks.cancel()
-        for channel in self._channels.values():
-            await channel.close()
+        await self._members.close()
 
     async def welcomed(self, timeout_s: float) -> bool:
         """Waits for the first session; whether there is one."""
@@ -92,10 +95,10 @@ class CountingLinks:
             return False
         return True
 
-    @property
-    def leader(self) -> str:
-        """Address of the member that leads, as far as this frontend knows."""
-        return self._addresses.get(self._leader or 0, "")
+    def channels(self) -> list[tuple[str, Channel]]:
+        """Every member with its channel, whom this frontend takes for the leader first."""
+        leader = self._nodes.get(self._leader or 0, "")
+        return sorted(self._members.channels.items(), key=lambda member: member[0] != leader)
 
     def send(self, message: ToCounting) -> None:
         outbox = self._outboxes.get(message.link)
@@ -109,22 +112,22 @@ class CountingLinks:
             asked = [common_pb2.Incarnation(host=host, nonce=nonce) for host, nonce in incarnations]
             outbox.put(_Up(ask_gone=_Up.AskGone(incarnations=asked)))
 
-    async def _follow(self, address: str) -> None:
+    async def _follow(self, node: str, channel: Channel) -> None:
         while True:
             self._links += 1
             link = self._links
-            stream = self._channels[address].stream(counting_rpc.FRONTEND)
+            stream = channel.stream(counting_rpc.FRONTEND)
             outbox: _Outbox = Outbox(stream)
-            self._outboxes[link], self._addresses[link] = outbox, address
+            self._outboxes[link], self._nodes[link] = outbox, node
             self._feed(m.LinkUp(link=link))
             try:
                 await converse(stream, outbox, partial(self._hear, link))
             except Fault as fault:
-                _log.debug("counting", address=address, fault=fault.message)
+                _log.debug("counting", member=node, fault=fault.message)
             finally:
                 stream.cancel()
-                del self._outboxes[link], self._addresses[link]
-                self._feed(m.LinkDown(link=link, cause=address))
+                del self._outboxes[link], self._nodes[link]
+                self._feed(m.LinkDown(link=link, cause=node))
             await asyncio.sleep(REDIAL_S)
 
     async def _beat(self) -> None:
@@ -161,18 +164,10 @@ class CountingLinks:
 class Limits:
     """``frontend.api.ports.Limits`` over the ledger: tries the leader first, follows hints, within a deadline."""
 
-    def __init__(
-        self, *, network: Network, members: tuple[str, ...], links: CountingLinks, clock: Clock, rng: random.Random
-    ) -> None:
-        self._members = members
+    def __init__(self, *, links: CountingLinks, clock: Clock, rng: random.Random) -> None:
         self._links = links
         self._clock = clock
         self._rng = rng
-        self._channels: dict[str, Channel] = {a: network.connect(a, service="counting") for a in members}
-
-    async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
 
     async def put_reserved(self, account: str, function: str, value: int | None) -> bool:
         request = counting_pb2.SetReservedRequest(
@@ -180,13 +175,13 @@ class Limits:
         )
         deadline = self._clock.monotonic() + LIMIT_S
         while True:
-            for address in self._order():
+            for member, channel in self._links.channels():
                 try:
-                    answer = await self._channels[address].call(
+                    answer = await channel.call(
                         counting_rpc.SET_RESERVED, request, timeout_s=max(0.1, deadline - self._clock.monotonic())
                     )
                 except Fault as fault:
-                    _log.info("limits", address=address, fault=fault.message)
+                    _log.info("limits", member=member, fault=fault.message)
                     continue  # the request's id makes it applied once, whichever member hears it again
                 match answer.WhichOneof("outcome"):
                     case "generation":
@@ -206,23 +201,19 @@ class Limits:
         request = counting_pb2.GetLimitsRequest(account=account)
         deadline = self._clock.monotonic() + LIMIT_S
         while True:
-            for address in self._order():
+            for member, channel in self._links.channels():
                 try:
-                    answer = await self._channels[address].call(
+                    answer = await channel.call(
                         counting_rpc.GET_LIMITS, request, timeout_s=CALL_S
                     )
                 except Fault as fault:
-                    _log.info("limits", address=address, fault=fault.message)
+                    _log.info("limits", member=member, fault=fault.message)
                     continue
                 if not answer.HasField("not_leader"):
                     return AccountLimits(
                         concurrency=answer.account_limit, unreserved=answer.unreserved, reserved=dict(answer.reserved)
                     )
             await self._pause(deadline, "the account's limits can't be read", definite=True)
-
-    def _order(self) -> list[str]:
-        leader = self._links.leader
-        return sorted(self._members, key=lambda address: address != leader)
 
     async def _pause(self, deadline: float, what: str, *, definite: bool = False) -> None:
         if self._clock.monotonic() >= deadline:

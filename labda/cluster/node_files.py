@@ -72,7 +72,7 @@ def settings(shape: Shape, member: Member) -> Any:
     )
     if member.service in names.DRAINS:
         node = replace(node, drain_s=names.DRAIN_S)
-    counting = shape.addresses("counting")
+    counting = {m.node: f"{m.node}:{names.GRPC}" for m in shape.of("counting")}
     match member.service:
         case "counting":
             return CountingConfig(

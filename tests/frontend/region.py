@@ -458,9 +458,9 @@ class Region:
         ))
         return str(server.address)
 
-    async def start_counting(self) -> tuple[str, ...]:
+    async def start_counting(self) -> dict[str, str]:
         """The ledger's members; their addresses."""
-        return (await self.serve("counting", "counting-az1", self.counting.handlers()),)
+        return {"counting-az1": await self.serve("counting", "counting-az1", self.counting.handlers())}
 
     async def start(self, frontends: int = 1) -> None:
         counting = await self.start_counting()

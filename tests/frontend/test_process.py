@@ -47,7 +47,8 @@ def configured(folder: Path, port: int, **changes: Any) -> Path:
             service="frontend", node="frontend-az1", az="az1", host="h1", listen="127.0.0.1:0",
             placement=(f"127.0.0.1:{free_port()}",), tls=paths,
         ),
-        counting=(f"127.0.0.1:{free_port()}",), store=f"sqlite://{folder}/store", key_file=str(folder / "data.key"),
+        counting={"counting-az1": f"127.0.0.1:{free_port()}"}, store=f"sqlite://{folder}/store",
+        key_file=str(folder / "data.key"),
         **{"listen": f"127.0.0.1:{port}", "session_s": 0.05, "permit_s": 0.2, **changes},
     )
     path = folder / "frontend.toml"
@@ -164,7 +165,7 @@ def test_a_draining_frontend_says_so_before_it_stops_listening(tmp_path):
 
 def test_a_wrong_configuration_is_one_sentence(tmp_path):
     path = tmp_path / "frontend.toml"
-    path.write_text("counting = []\n")
+    path.write_text("[counting]\n")
     done = subprocess.run(
         [sys.executable, "-m", "frontend", "--config", str(path)], capture_output=True, text=True, timeout=60,
         check=False,

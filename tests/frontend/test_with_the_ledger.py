@@ -29,7 +29,7 @@ class LedgerRegion(Region):
         self.folder = folder
         self.members: dict[str, CountingService] = {}
 
-    async def start_counting(self) -> tuple[str, ...]:
+    async def start_counting(self) -> dict[str, str]:
         for number, (node, address) in enumerate(MEMBERS.items(), start=1):
             caller = Caller(service="counting", node=node, az=f"az{number}", host=f"h{number}")
             config = CountingConfig(
@@ -46,7 +46,7 @@ class LedgerRegion(Region):
                 durable=False,
             )
             self.members[node] = await service.start()
-        return tuple(MEMBERS.values())
+        return dict(MEMBERS)
 
     async def set_account_limit(self, limit: int) -> None:
         network = self.fabric.network(OPERATOR)

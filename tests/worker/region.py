@@ -39,7 +39,9 @@ def worker_config(**changes) -> WorkerConfig:
         service="worker", node="worker-1", az="az1", host="h1", listen="h1:7000", placement=(),
         tls=TlsFiles(authority="", certificate="", key=""), check=True,
     )
-    fields = {"counting": ("counting:1",), "memory_mb": 1024, "state_dir": "/s", "runtimes_dir": "/r", **changes}
+    fields = {
+        "counting": {"counting-1": "counting:1"}, "memory_mb": 1024, "state_dir": "/s", "runtimes_dir": "/r", **changes
+    }
     return WorkerConfig(node=node, **fields)
 
 

@@ -96,9 +96,10 @@ class ProcessRegion(Region):
             tls=TlsFiles(**files), trace=str(self.state / "trace.ndjson"),
         )
         return WorkerConfig(
-            node=node, counting=(self.servers[0].address,), memory_mb=1024, state_dir=str(self.state / "worker"),
-            runtimes_dir=str(ROOT / ".runtimes"), name=f"test-{os.getpid()}-{random.randrange(10_000)}",
-            uid_base=3_000_000 + os.getpid() % 10_000 * 100, sandboxes_max=20,
+            node=node, counting={"counting-1": self.servers[0].address}, memory_mb=1024,
+            state_dir=str(self.state / "worker"), runtimes_dir=str(ROOT / ".runtimes"),
+            name=f"test-{os.getpid()}-{random.randrange(10_000)}", sandboxes_max=20,
+            uid_base=3_000_000 + os.getpid() % 10_000 * 100,
         )
 
     @property
