@@ -1,5 +1,5 @@
 """``python -m counting --config FILE``: one member. With ``--init`` it makes the files of a member that never was,
-and ends."""
+and ends; with ``--join`` besides, of one that is no founder of its group."""
 
 import os
 import random
@@ -19,12 +19,17 @@ from counting.service import CountingService
 
 
 def main() -> int:
-    arguments = [argument for argument in sys.argv if argument != "--init"]
-    path = process.config_path(arguments, "python -m counting [--init]")
+    arguments = [argument for argument in sys.argv if argument not in {"--init", "--join"}]
+    path = process.config_path(arguments, "python -m counting [--init [--join]]")
     try:
         settings = config.load(CountingConfig, Path(path))
         if "--init" in sys.argv:
-            member.create(Path(settings.directory), settings.node.node)
+            joins = "--join" in sys.argv
+            if len(settings.members) % 2 == 0 and not joins:
+                raise config.ConfigFault(
+                    f"members lists {len(settings.members)} founders: one less survives the loss of as many"
+                )
+            member.create(Path(settings.directory), settings.node.node, joins=joins)
             return 0
     except (Fault, OSError) as error:
         sys.stderr.write(f"counting: {error}\n")

@@ -9,14 +9,14 @@ from chassis.config import NodeConfig
 class CountingConfig:
     """Sections [node], [members] and the plain settings.
 
-    [members] has node id = "host:port" of every member, this one included: where it serves Raft to the others. It is
-    what holds while the member's log says nothing else (``labda counting add`` and ``remove`` write it there).
+    [members] has node id = "host:port" of every member, this one included: where it serves Raft to the others. They are
+    who votes while the log doesn't say it (``labda counting add`` and ``remove`` have it said), and for one that joins
+    whom it tries.
     """
 
     node: NodeConfig
     directory: str                      # journal and dump of this member; made once by --init
     members: dict[str, str] = field(default_factory=dict)
-    joins: bool = False                 # it is no founder: it votes once the log names it, and [members] are its seeds
     raft_listen: str = ""               # host:port, where it isn't what the others dial
     heartbeat_s: float = 0.2            # of the Raft leader: at rest, it is what a member costs
     election_min_s: float = 0.65        # a follower stands for election after this much silence at least,
@@ -34,8 +34,6 @@ class CountingConfig:
     def __post_init__(self) -> None:
         if self.node.node not in self.members:
             raise ValueError(f"members has no entry for this node, {self.node.node}: it lists every member")
-        if len(self.members) % 2 == 0 and not self.joins:
-            raise ValueError(f"members lists {len(self.members)} members: an odd number survives as much")
         if not self.heartbeat_s * 3 < self.election_min_s < self.election_max_s:
             raise ValueError(
                 f"heartbeat_s {self.heartbeat_s} * 3 < election_min_s {self.election_min_s} < election_max_s "

@@ -24,13 +24,13 @@ from counting.config import CountingConfig
 from counting.core import CountingCore
 from counting.leadership import Timing
 from counting.ledger import Ledger
-from counting.membership import Membership
 from counting.metrics import measure
 from counting.peers import RaftLinks
 from counting.raft.framing import DamagedFileError
 from counting.raft.member import Group, LogCounts, Member, RaftTiming
 from counting.replay import LedgerAside
 from counting.snapshot import dump, load
+from counting.voters import Voters
 from counting.words import Incarnation
 from protos import counting_pb2, counting_rpc, placement_pb2, raft_pb2, raft_rpc
 
@@ -105,7 +105,7 @@ class CountingService:
         self._wake: asyncio.TimerHandle | None = None
         self._member: Member | None = None
         self._links: RaftLinks | None = None
-        self._membership: Membership | None = None
+        self._voters: Voters | None = None
         self._server: Server | None = None
         self._raft_server: Server | None = None
         self._directory: Directory | None = None
@@ -139,7 +139,7 @@ class CountingService:
         )
         try:
             self._member = Member(
-                member=node.node, founders=Group(voters={} if config.joins else config.members),
+                member=node.node, founders=Group(voters=config.members),
                 directory=Path(config.directory),
                 machine=LedgerMachine(self._ledger, self._version, self._aside), clock=self._clock,
                 generator=self._generator,
@@ -152,14 +152,14 @@ class CountingService:
             )
         except DamagedFileError as error:
             raise Fault(str(error), definite=True) from error
-        self._membership = Membership(
+        self._voters = Voters(
             node=node.node, seeds=config.members, version=self._version, member=self._member, links=self._links,
             clock=self._clock,
         )
         raft_listen = config.raft_listen or config.members[node.node]
         self._raft_server = await self._streams.serve(raft_listen, self._raft_handlers())
         self._server = await self._network.serve(node.listen, self._handlers())
-        self._membership.changed()
+        self._voters.changed()
         if node.placement:
             self._directory = Directory(
                 network=self._network, clock=self._clock, seeds=node.placement, node=placement_pb2.Node(
@@ -177,9 +177,9 @@ class CountingService:
             self._directory.leave()
         assert self._server is not None
         assert self._links is not None
-        assert self._membership is not None
+        assert self._voters is not None
         if self._raft().leads:
-            await self._membership.step_aside(HAND_OVER_S)
+            await self._voters.step_aside(HAND_OVER_S)
         for outbox in list(self._outboxes.values()):
             outbox.close()
         assert self._raft_server is not None
@@ -229,8 +229,8 @@ class CountingService:
                 self._directory.update(role=role)
 
     def _on_group(self) -> None:
-        if self._membership is not None:
-            self._membership.changed()
+        if self._voters is not None:
+            self._voters.changed()
 
     async def _exchange(self, stream: Stream[raft_pb2.RaftReceipt, raft_pb2.RaftMessage], caller: Caller) -> None:
         """From any member of this region, voter or not: the certificate says that it is one."""
@@ -263,8 +263,8 @@ class CountingService:
         handlers.unary(counting_rpc.LIST_POOLS, self._list_pools)
         handlers.unary(counting_rpc.LIST_HOSTS, self._list_hosts)
         handlers.unary(counting_rpc.DECLARE_DEAD, self._declare_dead)
-        assert self._membership is not None
-        self._membership.serve(handlers)
+        assert self._voters is not None
+        self._voters.serve(handlers)
         return handlers
 
     def _raft_handlers(self) -> Handlers:
@@ -437,8 +437,8 @@ class CountingService:
 
     def _known_by_all(self) -> int:
         """The newest command language that every member knows; one that never said anything knows the first."""
-        assert self._membership is not None
-        return self._membership.known_by_all()
+        assert self._voters is not None
+        return self._voters.known_by_all()
 
     def _perform(self, effect: m.Effect) -> None:
         match effect:

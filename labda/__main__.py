@@ -23,6 +23,7 @@ COMMANDS = {
     "down": "end the cluster that runs on a state directory",
     "status": "processes, workers and functions on one screen",
     "hosts": "workers' hosts: health, lease, until when counting believes them; declare one dead",
+    "counting": "members of the ledger: who votes, who is behind; give a vote, take one",
     "limits": "permits per pool: limit, granted, running, draining, refusals by reason",
     "env": "shell lines that make any AWS client use the cluster",
     "deploy": "create or update a function from a folder or a zip archive",

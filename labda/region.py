@@ -34,6 +34,7 @@ from protos.rpc import Method
 OPERATOR = "operator"
 VIEW_S = 3.0
 CALL_S = 2.0
+CHANGE_S = 8.0          # of members: a majority has to agree, and a leader to hand over
 FOLLOW_S = 86_400.0
 
 Node = placement_pb2.Node
@@ -82,11 +83,24 @@ class Region:
         request = counting_pb2.DeclareDeadRequest(incarnation=incarnation, force=force)
         return await self._ask_leader(counting_rpc.DECLARE_DEAD, request)
 
-    async def _ask_leader(self, method: Method[Request, Response], request: Request) -> Response | None:
+    async def counting_members(self) -> counting_pb2.ListMembersAnswer | None:
+        """Likewise."""
+        return await self._ask_leader(counting_rpc.LIST_MEMBERS, counting_pb2.ListMembersRequest())
+
+    async def change_counting(
+        self, member: str, *, add: bool
+    ) -> counting_pb2.ChangeMembersAnswer | None:
+        """Likewise; said twice it is done once. None also when it isn't known whether it is done."""
+        method = counting_rpc.ADD_MEMBER if add else counting_rpc.REMOVE_MEMBER
+        return await self._ask_leader(method, counting_pb2.ChangeMembersRequest(member=member), timeout_s=CHANGE_S)
+
+    async def _ask_leader(
+        self, method: Method[Request, Response], request: Request, *, timeout_s: float = CALL_S
+    ) -> Response | None:
         members = self.directory.of_service("counting")
         for node in sorted(members, key=lambda member: member.role != "leader"):
             try:
-                answer = await self.call(node, method, request)
+                answer = await self.call(node, method, request, timeout_s=timeout_s)
             except Fault:
                 continue
             if not answer.HasField("not_leader"):

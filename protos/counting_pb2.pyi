@@ -1870,15 +1870,19 @@ class ChangeMembersAnswer(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         MESSAGE_FIELD_NUMBER: _builtins.int
+        PASSES_FIELD_NUMBER: _builtins.int
         message: _builtins.str
+        passes: _builtins.bool
+        """by itself, soon: who joins is not heard yet, or another change is not certain yet"""
         def __init__(
             self,
             *,
             message: _builtins.str = ...,
+            passes: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "passes", b"passes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -418,18 +418,22 @@ class JournalRecord(_message.Message):
 
         FORMAT_FIELD_NUMBER: _builtins.int
         MEMBER_FIELD_NUMBER: _builtins.int
+        JOINS_FIELD_NUMBER: _builtins.int
         format: _builtins.int
         member: _builtins.str
         """whose vote and log this is: a file under another member's name is refused"""
+        joins: _builtins.bool
+        """no founder: nobody votes, as far as it knows, until its log says who does"""
         def __init__(
             self,
             *,
             format: _builtins.int = ...,
             member: _builtins.str = ...,
+            joins: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "member", b"member"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "joins", b"joins", "member", b"member"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -199,11 +199,11 @@ def make_counting(ground: Ground, name: str, *, life: int) -> tuple[CountingServ
     node = _node(ground, "counting", name, az, seed=True)
     directory = ground.journals / node.node
     if not directory.exists():
-        member.create(directory, node.node)
+        member.create(directory, node.node, joins=joins)
     trace = NodeTrace(ground.trace, name)
     network = ground.fabric.network(node.identity)
     others = {one: f"{one}:9001" for one in SUCCESSORS} if joins else {}    # who of them there is, it finds out
-    config = CountingConfig(node=node, directory=str(directory), members=raft_addresses() | others, joins=joins)
+    config = CountingConfig(node=node, directory=str(directory), members=raft_addresses() | others)
     service = CountingService(
         changed(config, ground.changes.get("counting", {})), network=network, streams=network,
         clock=ground.process(name).clock, durable=False, trace=trace,

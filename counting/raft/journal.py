@@ -33,17 +33,18 @@ class Journal:
         self._voted_for: str | None = None
         self._waiting: list[raft_pb2.JournalRecord] = []
         self._failed: OSError | None = None
+        self.joins = False      # no founder of its group
         self.syncs = 0
         self.truncations = 0    # entries that another leader's replaced, by times
         self._load()
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     @staticmethod
-    def create(path: Path, member: str) -> None:
-        """The journal of a new member. Raises FileExistsError for one that is there."""
+    def create(path: Path, member: str, *, joins: bool = False) -> None:
+        """The journal of a new member, a founder unless it ``joins``. Raises FileExistsError for one that is there."""
         if path.exists():
             raise FileExistsError(f"{path} is there already: a member's journal is created once")
-        replace_file(path, _framed([_header(member)]))
+        replace_file(path, _framed([_header(member, joins=joins)]))
 
     # ------------------------------------------------------------ what pysyncobj calls
 
@@ -146,7 +147,10 @@ class Journal:
     def _rewrite(self) -> None:
         self._waiting = []  # it is part of what is written now
         entries = [raft_pb2.Entry(command=command, index=index, term=term) for command, index, term in self._entries]
-        records = [_header(self._member), self._vote(), *(raft_pb2.JournalRecord(entry=entry) for entry in entries)]
+        records = [
+            _header(self._member, joins=self.joins), self._vote(),
+            *(raft_pb2.JournalRecord(entry=entry) for entry in entries),
+        ]
         replace_file(self._path, _framed(records), sync=self._durable)
         os.close(self._file)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
@@ -188,10 +192,11 @@ class Journal:
             raise DamagedFileError(
                 f"{self._path} belongs to member {header.member}, this is {self._member}: check the state directory"
             )
+        self.joins = header.joins
 
 
-def _header(member: str) -> raft_pb2.JournalRecord:
-    return raft_pb2.JournalRecord(header=raft_pb2.JournalRecord.Header(format=FORMAT, member=member))
+def _header(member: str, *, joins: bool) -> raft_pb2.JournalRecord:
+    return raft_pb2.JournalRecord(header=raft_pb2.JournalRecord.Header(format=FORMAT, member=member, joins=joins))
 
 
 def _framed(records: list[raft_pb2.JournalRecord]) -> bytes:

@@ -57,8 +57,8 @@ class Role(Protocol):
     def __call__(self, *, leads: bool, term: int, hint: str) -> None: ...
 
 
-def create(directory: Path, member: str) -> None:
-    """The files of a member that never was. Raises FileExistsError for one whose files are there.
+def create(directory: Path, member: str, *, joins: bool = False) -> None:
+    """The files of a member that never was; ``joins``: no founder. Raises FileExistsError where there are any.
 
     Done once, on purpose: a member that starts without its files would vote with amnesia (defect 5), so it doesn't
     start.
@@ -66,7 +66,7 @@ def create(directory: Path, member: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if _dump_path(directory).exists():
         raise FileExistsError(f"{_dump_path(directory)} is there already: a member's files are created once")
-    Journal.create(_journal_path(directory), member)
+    Journal.create(_journal_path(directory), member, joins=joins)
 
 
 def _journal_path(directory: Path) -> Path:
@@ -78,8 +78,9 @@ def _dump_path(directory: Path) -> Path:
 
 
 class Member:
-    """A member of the group that its log names; while that says nothing, of the ``founders``. One that isn't a founder
-    votes when the log has come and names it. Raises DamagedFileError when its files are lost or damaged."""
+    """A member of the group that its log names; while that says nothing, of the ``founders``, unless its files say that
+    it joins: then it votes when the log has come and names it. Raises DamagedFileError when its files are lost or
+    damaged."""
 
     def __init__(
         self,
@@ -115,7 +116,6 @@ class Member:
         self._committed: list[tuple[int, bytes, Any]] = []
         self._retry_s = timing.heartbeat_s
         self._role = (False, 0, "")
-        self._grouped = (founders, True)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._tick_soon: asyncio.Handle | None = None
@@ -123,6 +123,8 @@ class Member:
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._journal = Journal(_journal_path(directory), member, durable=durable)
+        founders = Group() if self._journal.joins else founders
+        self._grouped = (founders, True)
         self._transport = Transport(self._send_message, self._journal, without)
         dump_path = _dump_path(directory)
         self._dumps = make_dumps(dump_path, machine.save, durable=durable)

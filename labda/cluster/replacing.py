@@ -1,8 +1,9 @@
 """``labda cluster replace NODE``: a node whose disk is lost comes back with an empty one.
 
 Owns what each kind of node needs for that: a store member another identity or just an empty disk, a service a new
-token, a member of counting another name. Refuses to know how a node is described (``compose_file``). Container and
-volume of the node are removed first: whoever calls this says that what was on it is gone.
+token; a member of counting would be another one, which this command can't decide. Refuses to know how a node is
+described (``compose_file``). Container and volume of the node are removed first: whoever calls this says that what was
+on it is gone.
 """
 
 import asyncio
@@ -29,7 +30,8 @@ def replace(state: ContainerState, engine: Engine, node: str) -> str:
     if kind == "counting":
         raise Refusal(
             f"{node} would vote twice in a term under its old name: write `{node} = 2` under [replaced] of "
-            f"{state.root / 'topology.toml'}, then `labda cluster roll` (no other member may be away meanwhile)",
+            f"{state.root / 'topology.toml'}, then `labda cluster up --no-build`, `labda counting remove {node}` and "
+            f"`labda counting add {node}-2` (docs/operations.md)",
             Status.USAGE,
         )
     _remove(engine, node)

@@ -137,6 +137,7 @@ class Cluster:
         """A member's files are made once, on purpose: one that lost them must not vote."""
         names = sorted(member.node for member in self._shape.of("counting"))
         kept = self._state.read("counting.json") or {"members": names, "made": []}
+        founders = kept.setdefault("founders", kept["members"])
         if len(kept["members"]) != len(names) or len(set(kept["members"]) - set(names)) > 1:
             raise Refusal(f"{self._state.root} has counting members {', '.join(kept['members'])}, not "
                           f"{', '.join(names)}: their number is that of the first start, and one is replaced at a time",
@@ -144,7 +145,8 @@ class Cluster:
         kept["members"] = names
         for name in names:
             if name not in kept["made"]:
-                self._engine.compose("run", "--rm", "--no-deps", "-T", name, "found", "counting",
+                join = () if name in founders else ("--join",)      # it gets a vote by `labda counting add`
+                self._engine.compose("run", "--rm", "--no-deps", "-T", name, "found", "counting", *join,
                                      live=self._live("founding"))
                 kept["made"].append(name)
                 self._state.write("counting.json", kept)

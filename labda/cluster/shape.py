@@ -42,7 +42,8 @@ class Shape:
     trace: bool = False                     # every process records what its core does, in trace.ndjson of its volume
     topology: Topology = field(default_factory=lambda: Topology(workers_per_az=2, managers=3, placements=3))
     # Counting members that lost their files, with how manieth of its place each is now: {"counting-az1": 2}. Its
-    # successor has a name of its own, counting-az1-2, since under the old one it could vote twice in one term.
+    # successor has a name of its own, counting-az1-2, since under the old one it could vote twice in one term; it
+    # gets a vote by `labda counting add`.
     replaced: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

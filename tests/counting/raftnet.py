@@ -62,7 +62,7 @@ class RaftNet:
         self.clock = VirtualClock(loop)
         self.directory = directory
         self.names = names
-        self.founders = dict.fromkeys(names, Group(voters=dict.fromkeys(names, "")))
+        self.founders = Group(voters=dict.fromkeys(names, ""))
         self.timing = timing or RaftTiming()
         self.without = without
         self.make_dumps = make_dumps
@@ -88,7 +88,7 @@ class RaftNet:
         self._life[name] += 1
         extra: dict[str, Any] = {"make_dumps": self.make_dumps} if self.make_dumps else {}
         self.members[name] = PausableMember(
-            member=name, founders=self.founders[name], directory=self.directory / name,
+            member=name, founders=self.founders, directory=self.directory / name,
             machine=machine, clock=self.clock, generator=random.Random(self.random.getrandbits(32)), timing=self.timing,
             send=lambda peer, wire: self._send(name, peer, wire),
             on_committed=lambda index, command, result: self._committed(name, index, command),
@@ -103,9 +103,8 @@ class RaftNet:
     def join(self, name: str) -> None:
         """A new member with empty files. It has no vote until somebody's log says so."""
         self.names += (name,)
-        self.founders[name] = Group()
         self._life[name] = 0
-        create(self.directory / name, name)
+        create(self.directory / name, name, joins=True)
         self.start(name)
 
     def change(self, make: Callable[[Group], Group]) -> bool:

@@ -60,20 +60,19 @@ class Region:
 
     def config(self, n: int) -> CountingConfig:
         caller = counting(n)
-        joins = caller.node not in self.founders
         return CountingConfig(
             node=NodeConfig(
                 service="counting", node=caller.node, az=caller.az, host=caller.host,
                 listen=self.addresses[caller.node], placement=(), tls=NO_TLS, check=True,
             ),
             directory=str(self.directory / caller.node), **self.settings,
-            members=self.raft if joins else self.founders, joins=joins,
+            members=self.founders if caller.node in self.founders else self.raft,
         )
 
     async def start(self, n: int) -> CountingService:
         config = self.config(n)
         if not (Path(config.directory) / "journal").exists():
-            member.create(Path(config.directory), config.node.node)
+            member.create(Path(config.directory), config.node.node, joins=config.node.node not in self.founders)
         service = CountingService(
             config, network=self.network_of(counting(n)), streams=self.streams_of(counting(n)), clock=self.clock,
             generator=random.Random(n), durable=self.durable, version=self.versions.get(n, VERSION),

@@ -24,10 +24,11 @@ ANSWERED_S = 1.0    # a voter that answered the leader within this counts as the
 
 _log = structlog.get_logger(__name__)
 _Answer = counting_pb2.ChangeMembersAnswer
+_Refused = counting_pb2.ChangeMembersAnswer.Refused
 _List = counting_pb2.ListMembersAnswer
 
 
-class Membership:
+class Voters:
     """``seeds``: addresses by member, as this one's config has them; they are preferred to the log's."""
 
     def __init__(
@@ -105,9 +106,9 @@ class Membership:
             return _Answer(not_leader=self._not_leader())
         if name in group.voters:
             return self._unchanged()
-        refusal = self._refuses_change() or self._refuses_to_add(name)
-        if refusal:
-            return _Answer(refused=_Answer.Refused(message=refusal))
+        refused = self._refuses_change() or self._refuses_to_add(name)
+        if refused is not None:
+            return _Answer(refused=refused)
         return await self._change(group.with_voter(name, self._links.introduced[name]), caller)
 
     async def _remove(self, request: counting_pb2.ChangeMembersRequest, caller: Caller) -> _Answer:
@@ -116,54 +117,56 @@ class Membership:
             return _Answer(not_leader=self._not_leader())
         if name not in group.voters and name in group.removed:
             return self._unchanged()
-        refusal = self._refuses_change() or self._refuses_to_remove(name)
-        if refusal:
-            return _Answer(refused=_Answer.Refused(message=refusal))
+        refused = self._refuses_change() or self._refuses_to_remove(name)
+        if refused is not None:
+            return _Answer(refused=refused)
         if name == self._node:
             return await self._hand_over()
         return await self._change(group.without_voter(name), caller)
 
     # ------------------------------------------------------------ what has to hold
 
-    def _refuses_change(self) -> str:
+    def _refuses_change(self) -> _Refused | None:
         group = self._member.group
         known = self.known_by_all()
         if known < REGROUPING:
-            return wire.too_old(known, REGROUPING, self._version)
+            return _Refused(message=wire.too_old(known, REGROUPING, self._version))
         if not self._member.settled:
-            return f"a change of members is not certain yet ({', '.join(group.voters)}): one at a time"
-        return ""
+            return _Refused(passes=True, message=(
+                f"a change of members is not certain yet ({', '.join(group.voters)}): one at a time"
+            ))
+        return None
 
-    def _refuses_to_add(self, name: str) -> str:
+    def _refuses_to_add(self, name: str) -> _Refused | None:
         if name in self._member.group.removed:
-            return (
+            return _Refused(message=(
                 f"{name} voted once and was removed: with files that were lost it could vote twice in one term. "
                 "Start the member under another id"
-            )
+            ))
         if name not in self._links.introduced or not self._links.heard(name):
-            return (
-                f"{name} doesn't answer {self._node}, and a voter that is away weakens the group: start it with "
-                "`joins = true` and all members in its config, and see in its log what it lacks"
-            )
+            return _Refused(passes=True, message=(
+                f"{name} doesn't answer {self._node}, and a voter that is away weakens the group: start it "
+                "with files of --init --join and all members in its config, and see in its log what it lacks"
+            ))
         if self._links.versions[name] < self.known_by_all():
-            return wire.too_old(self._links.versions[name], self.known_by_all(), self._version)
-        return ""
+            return _Refused(message=wire.too_old(self._links.versions[name], self.known_by_all(), self._version))
+        return None
 
-    def _refuses_to_remove(self, name: str) -> str:
+    def _refuses_to_remove(self, name: str) -> _Refused | None:
         group = self._member.group
         if name not in group.voters:
-            return f"{name} is no member: {', '.join(group.voters)} are"
+            return _Refused(message=f"{name} is no member: {', '.join(group.voters)} are")
         if len(group.voters) == 1:
-            return f"{name} is the last member: the ledger would be nobody's"
+            return _Refused(message=f"{name} is the last member: the ledger would be nobody's")
         rest = group.without_voter(name)
         there = {self._node, *self._answering()} & set(rest.voters)
         if len(there) < rest.majority:
             away = sorted(set(rest.voters) - there)
-            return (
+            return _Refused(message=(
                 f"without {name}, {rest.majority} of {len(rest.voters)} members have to be there, and "
                 f"{', '.join(away)} can't be heard: the ledger would stand still. Bring that back, or remove it first"
-            )
-        return ""
+            ))
+        return None
 
     def _answering(self) -> set[str]:
         since = self._clock.monotonic() - ANSWERED_S

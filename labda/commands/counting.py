@@ -1,0 +1,131 @@
+"""``labda counting``: who are the ledger's members, one more, one less. Where one was lost, both."""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from labda.refusal import Refusal, Status
+from labda.region import Node, Region, opened, wait
+from labda.state import State
+from protos import counting_pb2
+
+PATIENCE_S = 30.0   # for a member that has just been started, and for a leader to be found
+AGAIN_S = 0.5
+
+_List = counting_pb2.ListMembersAnswer
+_STATES = {_List.VOTES: "voter", _List.JOINS: "joins", _List.REMOVED: "removed"}
+_NO_LEADER = "no member of counting leads, so that nobody can say who the members are: a majority of them has to be up"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="members|add|remove")
+    members = actions.add_parser("members", help="who votes, who would like to, how far each is")
+    add = actions.add_parser("add", help="give a vote to a member that has been started (with files of --init --join)")
+    remove = actions.add_parser("remove", help="take a member's vote, for good: it never gets one again under that id")
+    for action in (add, remove):
+        action.add_argument("member", metavar="NODE", help="its node id")
+    for action in (members, add, remove):
+        action.add_argument("--json", action="store_true", help="machine-readable")
+        # Also behind the action, where people write it.
+        action.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.action == "members":
+        found = asyncio.run(collect(options.state))
+        sys.stdout.write(json.dumps(found, indent=2) + "\n" if options.json else render(found))
+        return Status.OK
+    done = asyncio.run(change(options.state, options.member, add=options.action == "add"))
+    sys.stdout.write(json.dumps(done, indent=2) + "\n" if options.json else said(done))
+    return Status.OK
+
+
+async def collect(state: State) -> dict[str, Any]:
+    """As ``members --json`` prints it. Raises Refusal without a cluster, or a leader of its ledger."""
+    async with opened(state, state.cluster()["placements"]) as region:
+        await wait(region, state)
+        answer = await region.counting_members()
+        nodes = region.nodes
+    if answer is None:
+        raise Refusal(_NO_LEADER, Status.REFUSED)
+    return describe(answer, nodes)
+
+
+async def change(state: State, member: str, *, add: bool) -> dict[str, Any]:
+    """Returns when it is certain, and who is added has the whole log. Raises Refusal."""
+    async with opened(state, state.cluster()["placements"]) as region:
+        await wait(region, state)
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            answer = await region.change_counting(member, add=add)
+            if answer is not None and answer.HasField("changed"):
+                break
+            refused = answer.refused if answer is not None else None
+            if (refused is not None and not refused.passes) or time.monotonic() > end:
+                what = "was not added" if add else "was not removed"
+                raise Refusal(
+                    f"{member} {what}: {refused.message}" if refused is not None else
+                    f"{_NO_LEADER}. `labda counting members` says whether {member} {what}", Status.REFUSED,
+                )
+            await asyncio.sleep(AGAIN_S)
+        caught_up = not add or await _catches_up(region, member, end)
+    return {
+        "member": member, "added": add, "changed": answer.changed.changed, "voters": list(answer.changed.voters),
+        "caught_up": caught_up,
+    }
+
+
+async def _catches_up(region: Region, member: str, end: float) -> bool:
+    while time.monotonic() < end:
+        answer = await region.counting_members()
+        if answer is not None and any(one.member == member and one.heard and not one.behind for one in answer.members):
+            return True
+        await asyncio.sleep(AGAIN_S)
+    return False
+
+
+def describe(answer: _List, nodes: Sequence[Node]) -> dict[str, Any]:
+    azs = {node.node: node.az for node in nodes}
+    return {
+        "term": answer.term, "index": answer.index, "settled": answer.settled,
+        "members": [{
+            "member": one.member, "az": azs.get(one.member, ""), "address": one.address, "state": _STATES[one.state],
+            "leads": one.leads, "heard": one.heard, "behind": one.behind, "commands": one.version or None,
+        } for one in answer.members],
+    }
+
+
+# ---------------------------------------------------------------- for people
+
+
+def render(found: Mapping[str, Any]) -> str:
+    members = found["members"]
+    lines = [f"{'member':<20}{'az':<6}{'state':<10}{'heard':<8}{'behind':<8}{'commands':<10}raft at"]
+    for one in members:
+        state = "leader" if one["leads"] else one["state"]
+        behind = one["behind"] if one["state"] == "voter" else "-"
+        lines.append(
+            f"{one['member']:<20}{one['az']:<6}{state:<10}{'yes' if one['heard'] else 'NO':<8}{behind:<8}"
+            f"{one['commands'] or '-':<10}{one['address']}"
+        )
+    voters = [one for one in members if one["state"] == "voter"]
+    away = len(voters) - sum(one["heard"] for one in voters)
+    spare = (len(voters) - 1) // 2 - away
+    lines.append(
+        f"{len(voters)} voters, {away} away: {'none' if spare < 1 else spare} more may be lost; term {found['term']}, "
+        f"entry {found['index']}{'' if found['settled'] else '; a change of members is NOT certain yet'}"
+    )
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def said(done: Mapping[str, Any]) -> str:
+    what = ("added" if done["added"] else "removed") if done["changed"] else "unchanged"
+    lines = [f"{what:<11}{done['member']}; voters are {', '.join(done['voters'])}"]
+    if not done["caught_up"]:
+        lines.append(f"{'':<11}it doesn't have the whole log yet: `labda counting members` says how far it is")
+    return "\n".join(lines) + "\n"
