@@ -23,6 +23,7 @@ class WorkerConfig:
     timeout_cap_s: int = 900                # the longest function timeout that is enforced here; declared to counting
     init_s: float = 10.0                    # limit of init on demand
     freeze_after_s: float = 0.02            # idle for this long, then frozen
+    notice_s: float = 0.0                   # a draining worker says so, and still starts what was promised before
     renew_s: float = 5.0                    # between renewals of the authority; sooner if counting gives a short one
     log_bytes_per_invocation: int = 16 << 20
     log_file_bytes_max: int = 8 << 20       # per function, twice
@@ -36,6 +37,8 @@ class WorkerConfig:
             raise ValueError(f"timeout_cap_s is {self.timeout_cap_s}, allowed are 1 to 900")
         if not 0 < self.renew_s <= 30:
             raise ValueError(f"renew_s is {self.renew_s}: renew every 30 s at the latest")
+        if not 0 <= self.notice_s < self.node.drain_s:
+            raise ValueError(f"notice_s is {self.notice_s}, it has to be below node.drain_s ({self.node.drain_s})")
         if not self.counting:
             raise ValueError("counting is empty: name at least one member of the ledger")
         if not 1 <= self.sandboxes_max <= 10_000:

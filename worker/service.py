@@ -128,11 +128,13 @@ class WorkerService:
         return self.config.node.reached(self._invoke_server.address)
 
     async def drain(self) -> None:
-        """Refuses new work, lets what runs finish for ``drain_s``, leaves the ledger, destroys the sandboxes."""
+        """Says so, refuses new work, lets what runs finish until ``drain_s`` is over, leaves the ledger, destroys the
+        sandboxes."""
         self.directory.leave()
+        await asyncio.sleep(self.config.notice_s)   # managers hear it, and give out nothing more here
         self.agent.feed(m.DrainSelf())
         with contextlib.suppress(TimeoutError):  # what still runs is cut off: its frontends see the stream break
-            async with asyncio.timeout(self.config.node.drain_s):
+            async with asyncio.timeout(self.config.node.drain_s - self.config.notice_s):
                 await self.agent.drained.wait()
         await self.close()
 

@@ -26,7 +26,8 @@ from worker.config import WorkerConfig
 from worker_manager.config import ManagerConfig
 
 ANY = "0.0.0.0"     # noqa: S104 - of a container, on networks that only its peers are on
-NOTICE_S = 1.0      # the endpoint looks five times in it, and sends a draining frontend nothing more
+# The endpoint looks five times in it, and sends a draining frontend nothing more; managers hear of a draining worker.
+NOTICE_S = 1.0
 AGENT_DIR = f"{KEPT_DIR}/agent"     # the part of a worker's volume that its agent may write to
 
 
@@ -96,7 +97,7 @@ def settings(shape: Shape, member: Member) -> Any:
             return WorkerConfig(
                 node=node, counting=counting, memory_mb=shape.worker_memory_mb, state_dir=KEPT_DIR,
                 runtimes_dir=names.RUNTIMES_DIR, invoke_listen=f"{ANY}:{names.INVOKE}", name=member.node,
-                uid_base=shape.uid_base(member),
+                uid_base=shape.uid_base(member), notice_s=NOTICE_S,
             )
         case service:
             raise AssertionError(f"no process of {service} is part of a topology")

@@ -299,6 +299,22 @@ async def test_drain_lets_what_runs_finish(region):
     assert region.driver.sandboxes == {}
 
 
+@in_region(notice_s=1.0)
+async def test_what_was_promised_before_a_drain_was_heard_of_starts(region):
+    """A manager hears of it by way of placement. A refusal would cost a retry, and two of them the request."""
+    await region.ready(handler="sleep")
+    await region.ready("s2", handler="sleep")
+    drain = asyncio.get_running_loop().create_task(region.worker.drain())
+    await asyncio.sleep(0.5)
+    await region.client.send(start_frame("i1", region.start(payload=b"2")))
+    await asyncio.sleep(0.6)
+    await region.client.send(start_frame("i2", region.start(sandbox="s2", payload=b"0")))
+    assert (await region.client.answer("i2")).refusal == "DRAINING"
+    assert (await region.client.answer("i1")).json == {"slept": 2.0}
+    await drain
+    assert region.driver.sandboxes == {}
+
+
 def test_two_runs_are_the_same():
     def traced() -> list[str]:
         lines: list[str] = []
