@@ -16,6 +16,7 @@ OVER_S = 30.0       # what a fault costs is over by then; that it is within 5 s 
 LATE = re.compile(r"promise: request \S+ of \S+ failed (\S+) s after the last fault .*")
 RESTLESS = re.compile(r"promise: counting's leader changed \d+ times .*")     # the same machine loses one by itself
 MORE_OF_IT = re.compile(r"promise: and \d+ more of this kind")
+SERVED = 0.3        # of all requests at least, on a machine that is late for everything
 # Small pools, little used: the survivors' share of them has to do while the rest is stranded.
 LOAD = ("--functions", "2", "--pool", "20", "--use", "0.35", "--rate", "10", "--ramp", "2", "--seed", "5")
 
@@ -46,7 +47,7 @@ def test_the_loss_of_an_az_is_survived(whole):
     word = {Status.OK: "pass", Status.FAILED: "fail"}[Status(found.returncode)]
     assert verdict["verdict"] == word
     assert all(map(is_only_late, verdict["violations"])), verdict["violations"]
-    assert verdict["load"]["ok"] > 10
+    assert verdict["load"]["ok"] > SERVED * verdict["load"]["requests"], "there was load"
     assert verdict["limits"]["runs"] >= verdict["load"]["ok"]
     [hold, release] = verdict["faults"]
     assert (hold["action"], release["action"]) == ("hold", "release")
@@ -89,7 +90,7 @@ def test_counting_under_faults(breakable, name, actions, victims, leaders):
     assert all(is_only_late(one) or RESTLESS.fullmatch(one) for one in verdict["violations"]), verdict["violations"]
     assert [fault["action"] for fault in verdict["faults"]] == actions
     assert len(verdict["faults"][0]["nodes"]) == victims
-    assert verdict["load"]["ok"] > 10
+    assert verdict["load"]["ok"] > SERVED * verdict["load"]["requests"], "there was load"
     assert verdict["gap"]["lasted"] > 0
     assert len(verdict["leaders"]["changes"]) >= leaders
     assert ("the leader of counting" in verdict["faults"][0]["held"]) == bool(leaders)
