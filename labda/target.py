@@ -4,6 +4,7 @@ Owns the two kinds and their default directories. ``State`` is the embedded one;
 questions from the engine's labels, so that commands don't have to know which they talk to.
 """
 
+import argparse
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 EMBEDDED, COMPOSE = "embedded", "compose"
 TARGETS = (EMBEDDED, COMPOSE)
 _REGION = "us-east-1"
+
+
+def also_here(action: argparse.ArgumentParser) -> None:
+    """--state and --target behind a command's action as well, where people write them."""
+    action.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+    action.add_argument("--target", choices=TARGETS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def state_of(target: str, root: Path | None) -> State:

@@ -6,13 +6,13 @@ import json
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from labda.accounts import Accounts
 from labda.refusal import Refusal, Status
 from labda.region import opened, wait
 from labda.state import State
+from labda.target import also_here
 
 CONCURRENCY_MAX = 100_000
 
@@ -26,8 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="all accounts")
     for action in (create, listing):
         action.add_argument("--json", action="store_true", help="machine-readable")
-        # Also behind the action, where people write it.
-        action.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+        also_here(action)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from labda.chaos.scenarios import SCENARIOS, Scenario
 from labda.console import LABEL_COLUMNS, Console
 from labda.refusal import Refusal, Status
 from labda.state import State
-from labda.target import COMPOSE, TARGETS
+from labda.target import COMPOSE, also_here
 
 if TYPE_CHECKING:
     from simulation.history import Verdict
@@ -54,9 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                        help="of the leases in traces, as given to `labda up` (default: %(default)s)")
     check.add_argument("--json", action="store_true", help="the verdict, machine-readable")
     for verb in (shown, run, check):
-        # Also behind the verb, where people write it.
-        verb.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
-        verb.add_argument("--target", choices=TARGETS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        also_here(verb)
 
 
 def run(options: argparse.Namespace) -> int:

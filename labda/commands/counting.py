@@ -6,12 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from labda.refusal import Refusal, Status
 from labda.region import Node, Region, opened, wait
 from labda.state import State
+from labda.target import also_here
 from protos import counting_pb2
 
 PATIENCE_S = 30.0   # for a member that has just been started, and for a leader to be found
@@ -31,8 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("member", metavar="NODE", help="its node id")
     for action in (members, add, remove):
         action.add_argument("--json", action="store_true", help="machine-readable")
-        # Also behind the action, where people write it.
-        action.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+        also_here(action)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,12 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from labda.refusal import Refusal, Status
 from labda.region import Node, opened, wait
 from labda.state import State
+from labda.target import also_here
 from protos import common_pb2, counting_pb2, worker_manager_pb2
 
 Managers = Mapping[str, worker_manager_pb2.DescribeAnswer]
@@ -42,8 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     declare.add_argument("--yes", action="store_true", help="don't ask")
     declare.add_argument("--force", action="store_true", help="also a host whose worker is connected right now")
     declare.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable")
-    # Also behind the action, where people write it.
-    declare.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+    also_here(declare)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,13 +7,13 @@ import re
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from labda.accounts import Accounts, Revocation
 from labda.refusal import Refusal, Status
 from labda.region import opened, wait
 from labda.state import State
+from labda.target import also_here
 from protos import frontend_pb2
 
 _DURATION = re.compile(r"(\d+)([smh])", re.ASCII)
@@ -35,8 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--account", default="", metavar="NAME|ID", help="whose (default: of all accounts)")
     for action in (create, revoke, listing):
         action.add_argument("--json", action="store_true", help="machine-readable")
-        # Also behind the action, where people write it.
-        action.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+        also_here(action)
 
 
 def run(options: argparse.Namespace) -> int:

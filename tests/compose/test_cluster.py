@@ -4,6 +4,7 @@ import io
 import json
 import re
 import subprocess
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +166,53 @@ def test_the_loss_of_an_az_under_load_keeps_its_promise(up: str, state: Path) ->
     )
     assert said.returncode in {Status.OK, Status.FAILED}, said.stdout + said.stderr
     assert all(map(is_only_late, json.loads(said.stdout or "{}").get("violations", [said.stderr]))), said.stdout
+
+
+def test_a_lost_member_of_counting_is_replaced_while_invokes_go_on(up: str, state: Path, client) -> None:
+    """The runbook of docs/operations.md, word for word."""
+    whole(state)
+    client.put_function_concurrency(FunctionName="echo", ReservedConcurrentExecutions=7)
+    refused = labda("cluster", "replace", "counting-az1", state=state)
+    assert (refused.returncode, "would vote twice in a term" in refused.stderr) == (Status.USAGE, True)
+    over = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask_until, client, over) for _ in range(2)]
+        try:
+            engine.docker("rm", "--force", f"{PROJECT}-counting-az1")
+            engine.docker("volume", "rm", f"{PROJECT}_counting-az1")
+            topology = state / "topology.toml"
+            topology.write_text(topology.read_text() + "\n[replaced]\ncounting-az1 = 2\n")
+            for words in (
+                ("cluster", "up", "--no-build"),
+                ("counting", "remove", "counting-az1", "--target", "compose"),
+                ("counting", "add", "counting-az1-2", "--target", "compose"),
+            ):
+                done = labda(*words, state=state)
+                assert done.returncode == 0, done.stdout + done.stderr
+        finally:
+            over.set()
+        outcomes = [outcome for one in asked for outcome in one.result()]
+    assert outcomes == [None] * len(outcomes), "no invoke failed"
+    assert len(outcomes) > 20
+    found = json.loads(labda("counting", "members", "--target", "compose", "--json", state=state).stdout)
+    assert [(one["member"], one["state"], one["heard"]) for one in found["members"]] == [
+        (name, "voter", True) for name in ("counting-az1-2", "counting-az2", "counting-az3")
+    ]
+    kept = client.get_function_concurrency(FunctionName="echo")
+    assert kept["ReservedConcurrentExecutions"] == 7
+
+
+def ask_until(client, over: threading.Event) -> list[str | None]:
+    """What became of invokes, one after the other: None, or what a client saw."""
+    seen: list[str | None] = []
+    while not over.is_set():
+        try:
+            answer = client.invoke(FunctionName="echo", Payload=b'{"n": 5}')
+            seen.append(None if json.loads(answer["Payload"].read()).get("got") == 5 else str(answer))
+        except Exception as error:  # noqa: BLE001 - whatever it is, a client saw it
+            seen.append(repr(error))
+        time.sleep(0.1)
+    return seen
 
 
 def test_stopped_and_started_it_knows_its_functions(up: str, state: Path, client) -> None:

@@ -1,5 +1,7 @@
 """`labda counting`: what it shows of members, and what it says of a change."""
 
+import pytest
+
 from labda import __main__ as command
 from labda.commands import counting
 from protos import counting_pb2, placement_pb2
@@ -64,3 +66,14 @@ def test_a_change_is_said_with_who_votes_now():
 def test_without_a_cluster_it_is_one_sentence(tmp_path, capsys):
     assert command.main(["counting", "members", "--state", str(tmp_path)]) == 3
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [
+    ["counting", "members"], ["counting", "add", "c1"], ["counting", "remove", "c1"], ["hosts", "declare-dead", "h"],
+    ["key", "list"], ["account", "list"], ["chaos", "list"],
+], ids=" ".join)
+def test_state_and_target_may_stand_behind_the_action(tmp_path, capsys, words):
+    where = ["--state", str(tmp_path / "away"), "--target", "compose"]
+    assert command.main([*words, *where]) == (0 if words[0] == "chaos" else 3)
+    said = capsys.readouterr()
+    assert words[0] == "chaos" or str(tmp_path / "away") in said.err
