@@ -50,4 +50,6 @@ def state(docker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
         if left.left():
             left.write()
             left.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "2")
+            for volume in left.volumes():   # of members that the topology named meanwhile
+                engine.docker("volume", "rm", volume)
         shutil.rmtree(root, ignore_errors=True)
