@@ -117,6 +117,9 @@ cluster {{
   # 7,000 times in a minute as duplicates, which cost a tenth of a core.
   pool_size: -1
   listen: "{listen}:{own.peer}"
+  # Members tell each other of third ones. By address, else, which no certificate holds: a member that hears of another
+  # before it has dialled it by name dials that address again and again, 20 times a second.
+  advertise: "{hosts[name]}:{own.peer}"
   # Clients know the members' names, which certificates hold; addresses that servers tell them are no use.
   no_advertise: true
   routes: [{routes}]
