@@ -146,6 +146,10 @@ class Engine:
         """All of this project, whatever its shape is now."""
         return docker("volume", "ls", "--format", "{{.Name}}", *self._which).split()
 
+    def forget_images(self, *, all_of_them: bool) -> None:
+        """Images that this project built and no container uses: all, or those that a later build has replaced."""
+        docker("image", "prune", "--force", *(["--all"] if all_of_them else []), *self._which)
+
     @property
     def _which(self) -> tuple[str, str]:
         return "--filter", f"label={PROJECT_LABEL}={self.shape.project}"

@@ -73,6 +73,7 @@ class Cluster:
         self._engine.require()
         first = [self._shape.of("counting")[0].node, self._shape.stores("etcd")[0], self._shape.stores("nats")[0]]
         self._compose("images", "build", *first, "endpoint")
+        self._engine.forget_images(all_of_them=False)
 
     def roll(self, topology: Path, *, build: bool = True) -> None:
         """Every container anew, one AZ after the other: with new images, files and members. Raises Refusal.
@@ -109,7 +110,8 @@ class Cluster:
         self._compose("stopped", "--profile", "*", "stop", "--timeout", str(END_S))
 
     def down(self, *, forget: bool) -> None:
-        """Removes containers, networks and volumes: all functions with them. ``forget``: keys and certificates too."""
+        """Removes containers, networks and volumes: all functions with them. ``forget``: keys, certificates and images
+        too."""
         self._engine.write()
         self._compose("removed", "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", str(END_S))
         for volume in self._engine.volumes():   # of members that were replaced: the file doesn't name them any more
@@ -119,6 +121,7 @@ class Cluster:
         if left:
             raise Refusal(f"the engine still has {', '.join(left)}: docker rm, docker network rm, docker volume rm")
         if forget:
+            self._engine.forget_images(all_of_them=True)
             shutil.rmtree(self._state.root)
             self._console.line("removed", str(self._state.root))
 
@@ -194,5 +197,6 @@ class Cluster:
 
 
 def ask_to_forget(root: Path, answer: Callable[[str], str]) -> bool:
-    """Whether the directory goes too: its root certificate and keys are the region's only ones."""
-    return answer(f"remove {root} too, with the region's root key? [y/N] ").strip().lower() in {"y", "yes"}
+    """Whether the directory goes too, and the images: its root certificate and keys are the region's only ones."""
+    asked = f"remove {root} too, with the region's root key, and the images? [y/N] "
+    return answer(asked).strip().lower() in {"y", "yes"}

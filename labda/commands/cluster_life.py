@@ -117,8 +117,8 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _down_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="remove the state directory too, without asking")
-    parser.add_argument("--keep", action="store_true", help="keep the state directory, without asking")
+    parser.add_argument("--yes", action="store_true", help="remove the state directory too, and the images")
+    parser.add_argument("--keep", action="store_true", help="keep both, and don't ask")
 
 
 def _down(options: argparse.Namespace) -> int:
@@ -130,7 +130,8 @@ def _down(options: argparse.Namespace) -> int:
     )
     cluster.down(forget=forget)
     if not forget:
-        sys.stdout.write(f"kept       {options.state.root}: its keys found the next cluster (--yes removes it too)\n")
+        kept = f"{options.state.root} and the images: its keys found the next cluster (--yes removes both)"
+        sys.stdout.write(f"kept       {kept}\n")
     return Status.OK
 
 

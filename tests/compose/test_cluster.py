@@ -230,5 +230,6 @@ def test_at_the_end_nothing_is_left(up: str, state: Path) -> None:
     ended = labda("cluster", "down", "--yes", state=state)
     assert ended.returncode == 0, ended.stderr
     assert cluster.left() == []
+    assert engine.docker("image", "ls", "--quiet", "--filter", f"label={engine.PROJECT_LABEL}={PROJECT}") == ""
     assert not state.exists()
     assert [str(path) for one in ids for path in Path("/sys/fs/cgroup").glob(f"*/docker/{one}")] == []
