@@ -399,7 +399,7 @@ SCENARIOS = {scenario.name: scenario for scenario in (
     ),
     Scenario(
         name="overload", act=_overload, promise=Promise(fails=False, refuses=(429, 503), healed_s=GOODPUT_S),
-        lasts_s=30.0,
+        lasts_s=30.0, targets=(EMBEDDED,),
         does="three times as many requests as the pools allow, for 30 s",
         promises="a request may be refused with a reason; 10 s later none is",
     ),
