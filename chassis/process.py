@@ -65,8 +65,10 @@ async def _live(config: NodeConfig, start: Callable[[], Awaitable[Service]]) -> 
     except Fault as fault:
         _log.error("can't start", fault=fault.message)
         return 1
-    # What was made up to here stays: a full collection must not walk it again and again while requests wait.
+    # What was made up to here stays: a full collection must not walk it again and again while requests wait. Those come
+    # and go by reference counts. The collector is for the few cycles besides: every 700 objects is too often for them.
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     _log.info("serving")
     status = await stop
     with contextlib.suppress(TimeoutError):  # what didn't finish in time is cut off by our exit
