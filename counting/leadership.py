@@ -113,6 +113,12 @@ class Leadership:
             desk = self.desks[pool] = Desk(pool=pool)
         return desk
 
+    def forget_desks(self) -> None:
+        """Of pools that are gone and of which nobody holds, waits for or proves anything."""
+        for pool in [pool for pool in self.desks if pool not in self.busy and not self.ledger.exists(pool)]:
+            if not self.ledger.granted(pool):
+                del self.desks[pool]
+
     def send_generation(self, link: int, pool: Pool, cause: str) -> None:
         ledger = self.ledger
         self.do(m.SendGeneration(

@@ -370,7 +370,16 @@ class Ledger:
                 account.generations[pool] = account.generation
             else:
                 account.generations.pop(pool, None)     # nobody holds anything of it that could be told
+            if not account.exists(pool):
+                self._forget_empty(pool)
         return self._limit_set(command, pools, account.generation, changed=True)
+
+    def _forget_empty(self, pool: Pool) -> None:
+        """Functions come and go for as long as a frontend lives: nothing stays of those that it holds no permit of."""
+        for record in self.sessions.values():
+            block = record.blocks.get(pool)
+            if block is not None and block.size == 0:
+                del record.blocks[pool]
 
     @staticmethod
     def _refusal(account: Account, command: c.ChangeOfLimit) -> c.BelowFloor | c.AboveReservation | None:

@@ -39,6 +39,7 @@ def _command(call: m.LimitCall) -> c.Command:
 
 def changed(lead: Leadership, origin: m.Event | None, result: c.LimitSet, now: float) -> None:
     if result.changed:
+        lead.forget_desks()
         for link in lead.links.values():
             for pool in result.pools:
                 lead.send_generation(link, pool, origin.cause if origin else "")

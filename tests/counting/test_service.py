@@ -332,3 +332,25 @@ def test_nobody_ever_uses_more_than_the_limit_whatever_happens_to_leaders(tmp_pa
         await region.close()
 
     run(main)
+
+
+def test_nothing_stays_of_functions_that_come_and_go(tmp_path):
+    """A frontend lives for weeks, and its session with it."""
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        client = await client_of(region, 1)
+        for n in range(20):
+            await set_reserved(region, f"f{n}", 1)
+            await client.take(pool_of(f"f{n}"))
+            client.hand_back(pool_of(f"f{n}"))
+            if n % 2:
+                await until(lambda: not any(granted(region).values()))
+            await set_reserved(region, f"f{n}", None)
+        await until(lambda: not any(granted(region).values()))
+        await set_reserved(region, "last", 1)
+        leader = region.services[region.leading()]
+        assert {pool for record in leader.core.ledger.sessions.values() for pool in record.blocks} == set()
+        assert [pool.function for pool in leader.core.desks if pool.function] == []
+        await region.close()
+
+    run(main)
