@@ -153,8 +153,8 @@ class CountingService:
         except DamagedFileError as error:
             raise Fault(str(error), definite=True) from error
         self._voters = Voters(
-            node=node.node, seeds=config.members, version=self._version, member=self._member, links=self._links,
-            clock=self._clock,
+            node=node.node, seeds=config.members, version=self._version, proposed=lambda: self._ledger.version,
+            member=self._member, links=self._links, clock=self._clock,
         )
         raft_listen = config.raft_listen or config.members[node.node]
         self._raft_server = await self._streams.serve(raft_listen, self._raft_handlers())

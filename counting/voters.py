@@ -6,6 +6,7 @@ vote twice. Refuses to know how a change is agreed (raft/group.py, raft/guards.p
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import structlog
 
@@ -29,14 +30,17 @@ _List = counting_pb2.ListMembersAnswer
 
 
 class Voters:
-    """``seeds``: addresses by member, as this one's config has them; they are preferred to the log's."""
+    """``seeds``: addresses by member, as this one's config has them; they are preferred to the log's. ``proposed``: the
+    newest command language that a batch in the log is in."""
 
     def __init__(
-        self, *, node: str, seeds: dict[str, str], version: int, member: Member, links: RaftLinks, clock: Clock
+        self, *, node: str, seeds: dict[str, str], version: int, proposed: Callable[[], int], member: Member,
+        links: RaftLinks, clock: Clock,
     ) -> None:
         self._node = node
         self._seeds = seeds
         self._version = version
+        self._proposed = proposed
         self._member = member
         self._links = links
         self._clock = clock
@@ -58,10 +62,11 @@ class Voters:
             if not future.done():
                 future.set_result(None)
 
-    def known_by_all(self) -> int:
-        """The newest command language that every voter knows; one that never said anything knows the first."""
+    def known_by_all(self, *, but: str = "") -> int:
+        """The newest command language that every voter knows, one of them left out; who never said anything knows the
+        first."""
         said = self._links.versions
-        peers = (voter for voter in self._member.group.voters if voter != self._node)
+        peers = (voter for voter in self._member.group.voters if voter not in (self._node, but))
         return min([self._version, *(said.get(peer, OLDEST) for peer in peers)])
 
     async def step_aside(self, timeout_s: float) -> bool:
@@ -106,7 +111,7 @@ class Voters:
             return _Answer(not_leader=self._not_leader())
         if name in group.voters:
             return self._unchanged()
-        refused = self._refuses_change() or self._refuses_to_add(name)
+        refused = self._refuses_change(but="") or self._refuses_to_add(name)
         if refused is not None:
             return _Answer(refused=refused)
         return await self._change(group.with_voter(name, self._links.introduced[name]), caller)
@@ -117,7 +122,7 @@ class Voters:
             return _Answer(not_leader=self._not_leader())
         if name not in group.voters and name in group.removed:
             return self._unchanged()
-        refused = self._refuses_change() or self._refuses_to_remove(name)
+        refused = self._refuses_change(but=name) or self._refuses_to_remove(name)
         if refused is not None:
             return _Answer(refused=refused)
         if name == self._node:
@@ -126,9 +131,10 @@ class Voters:
 
     # ------------------------------------------------------------ what has to hold
 
-    def _refuses_change(self) -> _Refused | None:
+    def _refuses_change(self, *, but: str) -> _Refused | None:
+        """Who is lost has said nothing to a leader that began after that: it must not keep itself in."""
         group = self._member.group
-        known = self.known_by_all()
+        known = max(self._proposed(), self.known_by_all(but=but))
         if known < REGROUPING:
             return _Refused(message=wire.too_old(known, REGROUPING, self._version))
         if not self._member.settled:
@@ -148,8 +154,9 @@ class Voters:
                 f"{name} doesn't answer {self._node}, and a voter that is away weakens the group: start it "
                 "with files of --init --join and all members in its config, and see in its log what it lacks"
             ))
-        if self._links.versions[name] < self.known_by_all():
-            return _Refused(message=wire.too_old(self._links.versions[name], self.known_by_all(), self._version))
+        takes = max(REGROUPING, self._proposed())
+        if self._links.versions[name] < takes:
+            return _Refused(message=wire.too_old(self._links.versions[name], takes, self._version))
         return None
 
     def _refuses_to_remove(self, name: str) -> _Refused | None:

@@ -70,6 +70,26 @@ def test_a_lost_member_is_replaced_by_an_empty_one(tmp_path):
     run(main)
 
 
+def test_a_member_that_no_leader_has_ever_heard_of_is_removed_too(tmp_path):
+    """Found by the simulation (seed 78): what it knows was asked before it was let go, and it had nothing to say."""
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        await led(region)
+        await region.kill(C1)
+        for name in (C2, C3):
+            await region.kill(name)
+        for n in (2, 3):
+            await region.start(n)
+        await led(region)
+        assert (await remove(region, C1)).changed.changed
+        await region.join(4)
+        await asyncio.sleep(1.0)
+        assert (await add(region, C4)).changed.changed
+        await region.close()
+
+    run(main)
+
+
 def test_a_leader_that_is_removed_hands_over_first(tmp_path):
     async def main(loop):
         region = await region_in_memory(loop, tmp_path)
