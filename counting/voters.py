@@ -110,7 +110,7 @@ class Voters:
         if not self._member.leads:
             return _Answer(not_leader=self._not_leader())
         if name in group.voters:
-            return self._unchanged()
+            return await self._certain(group, changed=False)
         refused = self._refuses_change(but="") or self._refuses_to_add(name)
         if refused is not None:
             return _Answer(refused=refused)
@@ -121,7 +121,7 @@ class Voters:
         if not self._member.leads:
             return _Answer(not_leader=self._not_leader())
         if name not in group.voters and name in group.removed:
-            return self._unchanged()
+            return await self._certain(group, changed=False)
         refused = self._refuses_change(but=name) or self._refuses_to_remove(name)
         if refused is not None:
             return _Answer(refused=refused)
@@ -182,9 +182,13 @@ class Voters:
     # ------------------------------------------------------------ what is done
 
     async def _change(self, group: Group, caller: Caller) -> _Answer:
-        """Raises Fault when it isn't known whether it holds."""
         _log.warning("members change", voters=list(group.voters), removed=list(group.removed), by=caller.node)
         self._member.change(group)
+        return await self._certain(group, changed=True)
+
+    async def _certain(self, group: Group, *, changed: bool) -> _Answer:
+        """Also of a group that was asked for before: that may not be certain yet. Raises Fault when it isn't known
+        whether it holds."""
         with contextlib.suppress(TimeoutError):     # then it is as unknown as after a lost leadership
             async with asyncio.timeout(CERTAIN_S):
                 while self._member.leads and self._member.group == group and not self._member.settled:
@@ -194,7 +198,7 @@ class Voters:
                 f"no majority has confirmed within {CERTAIN_S:.0f} s that {', '.join(group.voters)} are the members: "
                 "look who they are before you go on", code=FaultCode.UNAVAILABLE,
             )
-        return _Answer(changed=_Answer.Changed(changed=True, voters=group.voters))
+        return _Answer(changed=_Answer.Changed(changed=changed, voters=group.voters))
 
     async def _hand_over(self) -> _Answer:
         """Raises Fault when nobody takes the leadership."""
@@ -209,9 +213,6 @@ class Voters:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         await future
-
-    def _unchanged(self) -> _Answer:
-        return _Answer(changed=_Answer.Changed(changed=False, voters=self._member.group.voters))
 
     def _not_leader(self) -> counting_pb2.NotLeader:
         return counting_pb2.NotLeader(term=self._member.term, hint=self._member.leader)

@@ -174,9 +174,7 @@ class Member:
         if self._closed or not self._node.is_leader():
             return False
         self._drive(lambda: self._node.propose(command))
-        # A link writes in the next turn of the loop. Synced before that, entries would reach the followers only after
-        # this member's disk: so all disks work at the same time. A tick that counts this member syncs by itself.
-        self._loop.call_soon(self._loop.call_soon, self._sync)
+        self._sync_after_sends()
         return True
 
     @property
@@ -201,7 +199,7 @@ class Member:
         """Puts a group that differs by one member into force. ``leads`` and ``settled`` must hold, and this member is
         in it. It is certain once it is ``settled``; ``on_group`` tells."""
         self._drive(lambda: self._node.change(group))
-        self._loop.call_soon(self._loop.call_soon, self._sync)
+        self._sync_after_sends()
 
     def hand_over(self) -> str:
         """Asks the follower that is furthest to lead instead; its id, "" without one. Whether it does is told by
@@ -279,6 +277,11 @@ class Member:
             "message": "the journal can't be written: this member ends",
             "exception": AssertionError(f"{error}: free space on its disk, it is started again"),
         })
+
+    def _sync_after_sends(self) -> None:
+        """A link writes in the next turn of the loop. Synced before that, entries would reach the followers only after
+        this member's disk: so all disks work at the same time. A tick that counts this member syncs by itself."""
+        self._loop.call_soon(self._loop.call_soon, self._sync)
 
     def _sync(self) -> None:
         self._drive(self._journal.sync)

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import random
+from typing import Any
 
 import pytest
 
@@ -53,11 +54,17 @@ def test_an_id_votes_once():
 # ---------------------------------------------------------------- members that come and go
 
 
+async def led(tmp_path, seed: int, **settings: Any) -> RaftNet:
+    """Founders with a leader, on a network without spikes."""
+    net = RaftNet(tmp_path, seed=seed, **settings)
+    net.spikes = False
+    await net.until(net.leader, 3.0)
+    return net
+
+
 def test_an_empty_member_takes_a_lost_ones_place(tmp_path):
     async def main(loop):
-        net = RaftNet(tmp_path, seed=3, timing=COMPACTING)
-        net.spikes = False
-        await net.until(net.leader, 3.0)
+        net = await led(tmp_path, 3, timing=COMPACTING)
         for n in range(40):
             assert net.propose(b"c%d" % n)
             await asyncio.sleep(0.02)
@@ -85,9 +92,7 @@ def test_an_empty_member_takes_a_lost_ones_place(tmp_path):
 
 def test_a_member_that_was_removed_disturbs_nobody(tmp_path):
     async def main(loop):
-        net = RaftNet(tmp_path, seed=5)
-        net.spikes = False
-        await net.until(net.leader, 3.0)
+        net = await led(tmp_path, 5)
         await asyncio.sleep(1.0)
         leader, away = net.leading(), next(name for name in NAMES if name != net.leader())
         net.cut |= {(leader, away)}     # it never hears that it was removed, and misses its leader
@@ -103,9 +108,7 @@ def test_a_member_that_was_removed_disturbs_nobody(tmp_path):
 
 def test_a_leader_hands_over_within_a_few_messages(tmp_path):
     async def main(loop):
-        net = RaftNet(tmp_path, seed=6)
-        net.spikes = False
-        await net.until(net.leader, 3.0)
+        net = await led(tmp_path, 6)
         await asyncio.sleep(1.0)
         before, began = net.leading(), loop.time()
         heir = net.members[before].hand_over()
@@ -119,9 +122,7 @@ def test_a_leader_hands_over_within_a_few_messages(tmp_path):
 
 def test_two_voters_agree_together_and_one_alone(tmp_path):
     async def main(loop):
-        net = RaftNet(tmp_path, seed=7)
-        net.spikes = False
-        await net.until(net.leader, 3.0)
+        net = await led(tmp_path, 7)
         leader = net.leading()
         for name in (name for name in NAMES if name != leader):
             assert net.change(functools.partial(Group.without_voter, member=name))
@@ -144,9 +145,7 @@ def test_two_changes_at_once_would_split_the_group(tmp_path, guarded, monkeypatc
         monkeypatch.setattr(GuardedNode, "settled", lambda self: True)
 
     async def main(loop):
-        net = RaftNet(tmp_path, seed=8)
-        net.spikes = False
-        await net.until(net.leader, 3.0)
+        net = await led(tmp_path, 8)
         await asyncio.sleep(1.0)
         leader = net.leading()
         others = [name for name in NAMES if name != leader]

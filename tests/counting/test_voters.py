@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from chassis.faults import Fault
 from protos import counting_pb2, counting_rpc
 from simulation.loop import run
-from tests.counting.region import A, call, counting, frontend, region_in_memory
+from tests.counting.region import OPERATOR, A, call, counting, frontend, region_in_memory
 
 C1, C2, C3, C4 = (counting(n).node for n in (1, 2, 3, 4))
 List = counting_pb2.ListMembersAnswer
@@ -85,6 +86,26 @@ def test_a_member_that_no_leader_has_ever_heard_of_is_removed_too(tmp_path):
         await region.join(4)
         await asyncio.sleep(1.0)
         assert (await add(region, C4)).changed.changed
+        await region.close()
+
+    run(main)
+
+
+def test_what_was_asked_for_before_is_not_said_to_be_so_while_nobody_has_confirmed_it(tmp_path):
+    async def main(loop):
+        region = await region_in_memory(loop, tmp_path)
+        leader = await led(region)
+        one, other = (name for name in (C1, C2, C3) if name != leader)
+        await region.kill(one)
+        await region.kill(other)
+        raft = region.services[leader]._raft()
+        raft.change(raft.group.without_voter(one))
+        channel = region.network(OPERATOR).connect(region.addresses[leader], service="counting", node=leader)
+        with pytest.raises(Fault, match="no majority has confirmed"):
+            await channel.call(
+                counting_rpc.REMOVE_MEMBER, counting_pb2.ChangeMembersRequest(member=one), timeout_s=10.0
+            )
+        await channel.close()
         await region.close()
 
     run(main)
