@@ -37,10 +37,12 @@ _COMMON_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1024 * 1024),
 ]
-# A request may be waiting for one of these: that it hangs is noticed within 1 to 2 s. Counting and placement have
-# heartbeats and successors of their own, which speak up by themselves. Pings are most of what a region costs at rest.
-_KEEPALIVE_MS = {"worker": 1000, "worker_manager": 1000}
-_RARE_KEEPALIVE_MS = 5000
+# A request may be waiting for a worker, and nobody else tells that it hangs: noticed within 1 to 2 s. Managers, counting
+# and placement have heartbeats and successors, of which the region's view speaks, and what is sent and not acknowledged
+# ends a connection within the keepalive's timeout; pings only find the rest. They are rare: each due time, ping or not,
+# has gRPC's pool of four threads look for more work a dozen times, which was two fifths of what a region cost at rest.
+_KEEPALIVE_MS = {"worker": 1000}
+_RARE_KEEPALIVE_MS = 20_000
 _CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     *_COMMON_OPTIONS,
     ("grpc.keepalive_timeout_ms", 500),
