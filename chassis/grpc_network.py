@@ -37,12 +37,11 @@ _COMMON_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1024 * 1024),
 ]
-# A request may be waiting for a worker, and nobody else tells that it hangs: noticed within 1 to 2 s. Managers, counting
-# and placement have heartbeats and successors, of which the region's view speaks, and what is sent and not acknowledged
-# ends a connection within the keepalive's timeout; pings only find the rest. They are rare: each due time, ping or not,
-# has gRPC's pool of four threads look for more work a dozen times, which was two fifths of what a region cost at rest.
-_KEEPALIVE_MS = {"worker": 1000}
-_RARE_KEEPALIVE_MS = 20_000
+# Rare: a process that hangs is missed by its heartbeats, of which the region's view speaks (on streams of invokes by
+# ``framed_connection.PING_S``), and what is sent and not acknowledged ends a connection within the keepalive's timeout.
+# Pings find the rest. Each time that one is due, sent or not, gRPC's pool of four threads looks for more work a dozen
+# times: once a second per connection, that was a quarter of the CPU time that a region took at rest.
+KEEPALIVE_MS = 20_000
 _CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     *_COMMON_OPTIONS,
     ("grpc.keepalive_timeout_ms", 500),
@@ -64,7 +63,7 @@ _FOREIGN_OPTIONS: list[tuple[str, int | str]] = [
 # Who serves learns of a silent client by what it no longer says; this only ends what nobody missed.
 _SERVER_OPTIONS: list[tuple[str, int | str]] = [
     *_COMMON_OPTIONS,
-    ("grpc.keepalive_time_ms", _RARE_KEEPALIVE_MS),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 1000),
     ("grpc.so_reuseport", 0),  # or two servers silently share a port
     ("grpc.server_handshake_timeout_ms", 5000),  # two minutes, else
@@ -96,9 +95,8 @@ class GrpcNetwork:
 
     def connect(self, address: str, *, service: str, node: str = "") -> Channel:
         name = dns_names(service, node)[1 if node else 0]
-        keepalive_ms = _KEEPALIVE_MS.get(service, _RARE_KEEPALIVE_MS)
         options = [
-            *_CLIENT_OPTIONS, ("grpc.keepalive_time_ms", keepalive_ms), ("grpc.ssl_target_name_override", name),
+            *_CLIENT_OPTIONS, ("grpc.keepalive_time_ms", KEEPALIVE_MS), ("grpc.ssl_target_name_override", name),
         ]
         reached = self._resolve(address) if self._resolve is not None else address
         return self._dialling.channel(reached, options, node=node, peer=f"{node or service} at {address}")

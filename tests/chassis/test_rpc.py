@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from chassis import grpc_network
 from chassis.certificates import Authority
 from chassis.credentials import Credentials
 from chassis.faults import Fault, FaultCode
@@ -248,8 +249,9 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("kind", [GrpcNetwork, FramedNetwork])
-async def test_a_hung_worker_is_noticed(authority, tmp_path, kind):
+async def test_a_hung_worker_is_noticed(authority, tmp_path, kind, monkeypatch):
     """Within 2 s and 3.5 s on a quiet machine. TCP itself would wait for a quarter of an hour."""
+    monkeypatch.setattr(grpc_network, "KEEPALIVE_MS", 1000)
     tls = authority.issue(WORKER)
     for name in ("authority", "certificate", "key"):
         (tmp_path / name).write_bytes(getattr(tls, name))
