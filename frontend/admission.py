@@ -78,6 +78,7 @@ class Admission:
             raise
         finally:
             self._waiting.pop(number, None)
+            del future  # a refusal's traceback refers to this frame: through it, to itself and to the payload
 
     def give(self, block: Block, function: str) -> None:
         """An invocation has ended or never started (rule 3): nothing else may call this."""

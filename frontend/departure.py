@@ -45,6 +45,7 @@ class WhileThere:
             self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
+            self._watch = None  # it keeps its cancellation, whose traceback refers to this object
         if not self.left:
             return
         assert self._task is not None

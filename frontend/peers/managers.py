@@ -164,6 +164,7 @@ class ManagerLink:
             raise
         finally:
             self._waiting.pop(invocation, None)
+            del future  # a fault's traceback refers to this frame: through it, to itself
 
     def release(self, sandbox: str, sequence: int) -> None:
         """The reservation is not needed any more; batched with whatever else goes out in this turn."""

@@ -1,13 +1,16 @@
 """The whole invoke path over the memory network, with small peers that speak the real protocols."""
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from chassis.clock import SystemClock
 from chassis.faults import Fault
-from frontend.api.ports import Throttled, Unavailable
+from frontend import departure
+from frontend.api.ports import InvokeRequest, Throttled, Unavailable
 from frontend.retries import BURST, RATIO
 from protos import common_pb2, counting_pb2, worker_manager_pb2, worker_pb2
 from tests.frontend.region import Region, until
@@ -85,6 +88,42 @@ async def test_the_limit_holds_and_the_next_is_refused_with_proof():
         worker.hold.set()
         await asyncio.gather(*first)
         assert worker.peak == 2
+
+
+@pytest.fixture
+def collected():
+    """What only the collector of cycles can free, of what was made meanwhile, by a call."""
+    def call():
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        return [thing for thing in gc.garbage if isinstance(thing, BaseException | InvokeRequest)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        yield call
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+async def test_a_refused_request_leaves_nothing_to_the_collector(collected, monkeypatch):
+    """It comes so rarely (``chassis.process``) that payloads of refused requests would add up until then."""
+    monkeypatch.setattr(departure, "WATCH_AFTER_S", 0.0)
+    async with region(limit=1) as made:
+        made.workers[0].hold = asyncio.Event()
+        first = asyncio.create_task(made.invoke())
+        await until(lambda: made.workers[0].running)
+        for n in range(5):
+            request = replace(made.request(b"{}", f"refused-{n}"), gone=asyncio.Event().wait)
+            with pytest.raises(Throttled):
+                await made.frontends[0].invoker.invoke(request)
+        del request
+        await asyncio.sleep(0)      # the watchers of the clients end
+        assert not collected()
+        made.workers[0].hold.set()
+        await first
 
 
 async def test_an_idle_permit_is_recalled_from_the_other_frontend():
