@@ -261,12 +261,8 @@ class Client:
         )))
 
     def _on_throttled(self, node, answer, refusal):
-        block = self.block(refusal.pool)
         self._serve(refusal.pool)
-        for number in refusal.waiting:
-            future = block.waiting.pop(number, None)
-            if future is not None and not future.done():
-                future.set_exception(Refused(refusal))
+        self._refuse(refusal.pool, refusal.waiting, refusal)
 
     _on_unavailable = _on_throttled
 
@@ -279,7 +275,17 @@ class Client:
         self._numbered(Up(generation_ack=Up.GenerationAck(
             pool=pool, generation=generation.generation, in_use_older=block.old
         )))
-        self._ask(pool)
+        if generation.gone:     # asked again, it would be told the same, for ever
+            self._refuse(pool, list(block.waiting), generation)
+        else:
+            self._ask(pool)
+
+    def _refuse(self, pool, requests, why):
+        waiting = self.block(pool).waiting
+        for number in requests:
+            future = waiting.pop(number, None)
+            if future is not None and not future.done():
+                future.set_exception(Refused(why))
 
     def _on_fenced(self, node, answer, fenced):
         self._forget()
