@@ -6,7 +6,6 @@ streams and clocks.
 """
 
 import enum
-import heapq
 import math
 from collections import deque
 from dataclasses import dataclass, replace
@@ -15,7 +14,8 @@ from typing import assert_never
 from chassis.machine import Story, Transitions
 from frontend import messages as m
 from frontend.permits import Block, Pool, PoolKind, reserved, unreserved
-from frontend.stock import Stock, Waiting
+from frontend.stock import Stock, Waiter
+from frontend.waiting import Waiting
 
 
 class Session(enum.Enum):
@@ -70,9 +70,9 @@ class FrontendCore:
         self._newest: m.Stamp = (0, 0)
         self._sequence = 0
         self._unapplied: deque[m.Sequenced] = deque()
-        self._requests: dict[int, Stock] = {}
-        self._waiting_of: dict[str, int] = {}   # by account
-        self._deadlines: list[tuple[float, int]] = []
+        self._waiting = Waiting(
+            waiting_max=timing.waiting_max, per_account_max=timing.waiting_per_account_max
+        )
         self._dirty: dict[Pool, None] = {}
         self._flushing = False
         self._look_at = math.inf
@@ -93,7 +93,7 @@ class FrontendCore:
 
     @property
     def waiting(self) -> int:
-        return len(self._requests)
+        return len(self._waiting)
 
     @property
     def link(self) -> int | None:
@@ -108,9 +108,7 @@ class FrontendCore:
         """When a Tick is wanted."""
         if self.state is Session.CLOSED:
             return None
-        while self._deadlines and self._deadlines[0][1] not in self._requests:
-            heapq.heappop(self._deadlines)
-        at = min(self._look_at, self._deadlines[0][0] if self._deadlines else math.inf)
+        at = min(self._look_at, self._waiting.wakes_at())
         return None if at == math.inf else at
 
     # ------------------------------------------------------------ the one way in
@@ -177,19 +175,18 @@ class FrontendCore:
             self._do(m.Admit(request=event.request, pool=stock.pool, cause=event.cause))
             return
         if not self._make_place(event.account):
-            pool = self._stock_of(event.account, event.function).pool
-            self._do(self._overloaded(event.request, pool, event.cause))
+            self._do(self._overloaded(event.request, stock.pool, event.cause))
             return
-        self._waiting_of[event.account] = self._waiting_of.get(event.account, 0) + 1
-        waiting = Waiting(
+        waiter = Waiter(
             request=event.request, account=event.account, function=event.function, deadline=event.deadline,
             cause=event.cause,
         )
         # A load balancer reaches a frontend that was cut off again a moment before the ledger does.
         look_at = min(event.deadline, now + self._timing.rejoin_s) if self._is_adrift(now) else event.deadline
-        heapq.heappush(self._deadlines, (look_at, event.request))
+        self._waiting.add(waiter, stock, look_at=look_at)
         self._look_at = min(self._look_at, now + self._timing.idle_s)
-        self._enqueue(stock, waiting)
+        self._watch(stock)
+        self._touch(stock)
 
     def _is_adrift(self, now: float) -> bool:
         """Whether there has been no leader for so long that none is to be expected soon (rule 8)."""
@@ -201,33 +198,21 @@ class FrontendCore:
 
     def _make_place(self, account: str) -> bool:
         """Whether one more of this account may wait. When all places are taken, the account with the most gives way."""
-        own = self._waiting_of.get(account, 0)
-        if own >= self._timing.waiting_per_account_max:
+        if self._waiting.full(account):
             return False
-        if len(self._requests) < self._timing.waiting_max:
-            return True
-        most, count = max(self._waiting_of.items(), key=lambda item: item[1])
-        if count <= own + 1:
-            return False
-        newest = next(r for r in reversed(self._requests) if self._requests[r].pool.account == most)
-        stock = self._requests[newest]
-        self._do(self._overloaded(newest, stock.pool, stock.waiting[newest].cause))
-        self._dequeue(stock, newest)
-        self._touch(stock)
+        newest = self._waiting.gives_way(account)
+        stock = self._waiting.stock(newest) if newest is not None else None
+        if newest is not None and stock is not None:
+            self._do(self._overloaded(newest, stock.pool, stock.waiting[newest].cause))
+            self._dequeue(stock, newest)
+            self._touch(stock)
         return True
 
     def _overloaded(self, request: int, pool: Pool, cause: str) -> m.Refuse:
-        of_account = self._waiting_of.get(pool.account, 0)
-        reason = (
-            f"{len(self._requests)} requests wait for permits at this frontend already (waiting_max "
-            f"{self._timing.waiting_max}), {of_account} of them of account {pool.account} "
-            f"(waiting_per_account_max {self._timing.waiting_per_account_max})"
-        )
-        own = of_account >= self._timing.waiting_per_account_max
+        reason, limit, in_use = self._waiting.bound(pool.account)
         return m.Refuse(
-            request=request, pool=pool, refusal=m.Refusal.OVERLOADED, reason=reason, cause=cause,
-            limit=self._timing.waiting_per_account_max if own else self._timing.waiting_max,
-            in_use=of_account if own else len(self._requests),
+            request=request, pool=pool, refusal=m.Refusal.OVERLOADED, reason=reason, cause=cause, limit=limit,
+            in_use=in_use,
         )
 
     def _refuse_wanted(self, event: m.Wanted, reason: str) -> None:
@@ -236,25 +221,17 @@ class FrontendCore:
             request=event.request, pool=pool, refusal=m.Refusal.UNAVAILABLE, reason=reason, cause=event.cause
         ))
 
-    def _enqueue(self, stock: Stock, waiting: Waiting) -> None:
-        stock.waiting[waiting.request] = waiting
-        stock.block.watched = True
-        self._requests[waiting.request] = stock
-        self._touch(stock)
+    def _dequeue(self, stock: Stock, request: int) -> Waiter:
+        waiter = self._waiting.remove(request)
+        self._watch(stock)
+        return waiter
 
-    def _dequeue(self, stock: Stock, request: int) -> Waiting:
-        del self._requests[request]
-        waiting = stock.waiting.pop(request)
-        left = self._waiting_of[waiting.account] - 1
-        if left:
-            self._waiting_of[waiting.account] = left
-        else:
-            del self._waiting_of[waiting.account]
+    def _watch(self, stock: Stock) -> None:
+        """Whether a permit that comes back is told: somebody waits for it, or it goes back itself."""
         stock.block.watched = bool(stock.waiting) or self._leaving
-        return waiting
 
     def _gone(self, request: int) -> None:
-        stock = self._requests.get(request)
+        stock = self._waiting.stock(request)
         if stock is not None:
             self._dequeue(stock, request)
             self._touch(stock)
@@ -325,7 +302,7 @@ class FrontendCore:
             old.watched = True
             stock.older.append(old)
         stock.block = Block(stock.pool, epoch=self.epoch, generation=generation)
-        stock.block.watched = bool(stock.waiting) or self._leaving
+        self._watch(stock)
         stock.told, stock.told_spare, stock.low = (), 0, False
         if held:
             self._send(m.AcknowledgeGeneration(
@@ -343,13 +320,13 @@ class FrontendCore:
             self._reserved[key] = stock
             self._move(rest, stock, [w for w in rest.waiting.values() if w.function == stock.pool.function])
 
-    def _move(self, source: Stock, target: Stock, waiting: list[Waiting]) -> None:
-        for one in waiting:
-            del source.waiting[one.request]
-            self._enqueue(target, one)
-        if waiting:
-            source.block.watched = bool(source.waiting) or self._leaving
-            self._touch(source)
+    def _move(self, source: Stock, target: Stock, waiters: list[Waiter]) -> None:
+        for one in waiters:
+            self._waiting.move(one, target)
+        if waiters:
+            for stock in (target, source):
+                self._watch(stock)
+                self._touch(stock)
             self._serve(target)
 
     # ------------------------------------------------------------ permits come and go
@@ -408,16 +385,16 @@ class FrontendCore:
             if request not in stock.waiting:
                 continue
             refused = True
-            waiting = self._dequeue(stock, request)
+            waiter = self._dequeue(stock, request)
             if isinstance(event, m.Throttled):
                 self._do(m.Refuse(
                     request=request, pool=event.pool, refusal=m.Refusal.THROTTLED, reason="nothing is free",
-                    limit=event.limit, in_use=event.in_use, round=event.round, cause=waiting.cause,
+                    limit=event.limit, in_use=event.in_use, round=event.round, cause=waiter.cause,
                 ))
             else:
                 self._do(m.Refuse(
                     request=request, pool=event.pool, refusal=m.Refusal.UNAVAILABLE, reason=event.reason,
-                    silent=event.silent, retry_after_s=event.retry_after_s, cause=waiting.cause,
+                    silent=event.silent, retry_after_s=event.retry_after_s, cause=waiter.cause,
                 ))
         if refused:
             stock.told = tuple(id_ for id_ in stock.told if id_ not in event.waiting)
@@ -556,7 +533,7 @@ class FrontendCore:
                 block.size = block.in_use  # a lost block admits nobody
             stock.older = []
             stock.block = Block(stock.pool, epoch=epoch, generation=stock.block.generation)
-            stock.block.watched = bool(stock.waiting) or self._leaving
+            self._watch(stock)
             stock.told, stock.told_spare, stock.low = (), 0, False
 
     def _leave(self) -> None:
@@ -568,21 +545,17 @@ class FrontendCore:
         for stock in self.stocks.values():
             if stock.block.idle and not stock.waiting:
                 self._give_back(stock, stock.block.idle, "leaving")
-        if self.state is Session.LIVE and not self._requests and not any(s.held for s in self.stocks.values()):
+        if self.state is Session.LIVE and not self._waiting and not any(s.held for s in self.stocks.values()):
             self._send(m.SayGoodbye(link=0, sequence=self._next()))
             self.state = TRANSITIONS.next(self.state, m.Leave, self._story)
 
     # ------------------------------------------------------------ time
 
     def _tick(self, now: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, request = heapq.heappop(self._deadlines)
-            stock = self._requests.get(request)
-            if stock is None:
-                continue
+        for request, stock in self._waiting.due(now):
             deadline = stock.waiting[request].deadline
             if deadline > now and not self._is_adrift(now):     # a leader came meanwhile
-                heapq.heappush(self._deadlines, (deadline, request))
+                self._waiting.look_again(request, deadline)
             else:
                 self._expire(stock, request, now)
         if self._look_at <= now:
@@ -591,7 +564,7 @@ class FrontendCore:
                 self._look(stock, now)
 
     def _expire(self, stock: Stock, request: int, now: float) -> None:
-        waiting = self._dequeue(stock, request)
+        waiter = self._dequeue(stock, request)
         self._touch(stock)
         adrift_s = self._timing.adrift_s
         reason = (
@@ -603,7 +576,7 @@ class FrontendCore:
             Session.CLOSED: "this frontend is draining",
         }[self.state]
         self._do(m.Refuse(
-            request=request, pool=stock.pool, refusal=m.Refusal.UNAVAILABLE, reason=reason, cause=waiting.cause
+            request=request, pool=stock.pool, refusal=m.Refusal.UNAVAILABLE, reason=reason, cause=waiter.cause
         ))
 
     def _look(self, stock: Stock, now: float) -> None:
@@ -632,8 +605,8 @@ class FrontendCore:
             assert pool == stock.pool
             for block in (stock.block, *stock.older):
                 assert block.epoch == self.epoch, (str(pool), block.epoch, self.epoch)
-        assert self._requests.keys() == {r for s in self.stocks.values() for r in s.waiting}
-        assert sum(self._waiting_of.values()) == len(self._requests), self._waiting_of
+        self._waiting.check()
+        assert len(self._waiting) == sum(len(stock.waiting) for stock in self.stocks.values())
         assert (self._link is not None) == (self.state in {Session.LIVE, Session.CLOSED})
         sequences = [message.sequence for message in self._unapplied]
         assert sequences == sorted(set(sequences)), sequences

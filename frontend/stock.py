@@ -12,7 +12,7 @@ SPARE_MIN, SPARE_MAX = 4, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class Waiter:
     """A request that wants a permit."""
 
     request: int
@@ -29,7 +29,7 @@ class Stock:
     pool: Pool
     block: Block
     older: list[Block] = field(default_factory=list)    # of older generations, oldest first: each END goes back
-    waiting: dict[int, Waiting] = field(default_factory=dict)
+    waiting: dict[int, Waiter] = field(default_factory=dict)
     told: tuple[int, ...] = ()
     told_spare: int = 0
     low: bool = False
