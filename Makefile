@@ -64,7 +64,7 @@ bench-cluster: setup
 	@$(BIN)/python -m benchmarks.containers
 	@$(BIN)/python -m benchmarks.recovery --target compose
 
-# Ten thousand fault plans over simulated regions (two hours on two cores), then an hour of what `make bench` does for
+# Ten thousand fault plans over simulated regions (three hours on two cores), then an hour of what `make bench` does for
 # ten minutes.
 soak: setup
 	@$(BIN)/python -m simulation run --seeds 1..10000 --jobs $(JOBS) --swarm
