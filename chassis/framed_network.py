@@ -8,7 +8,9 @@ the serving side may say REFUSED, with what a Fault has.
 """
 
 import asyncio
+import contextlib
 import json
+import socket
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -103,10 +105,7 @@ class _Channel:
         host, port = self._address.rsplit(":", 1)
         try:
             async with asyncio.timeout(OPEN_S):
-                await asyncio.get_running_loop().create_connection(
-                    stream.connection_for, host.strip("[]"), int(port), ssl=self._network.dialling,
-                    server_hostname=self._name,
-                )
+                await self._dial(stream, host.strip("[]"), int(port))
             self._network.revoked.admit(*_shown_by(stream.connection))
         except (OSError, TimeoutError) as error:
             stream.connection.fail(Fault(f"{self._peer} can't be reached ({str(error) or 'no answer in time'})"))
@@ -119,6 +118,22 @@ class _Channel:
         path = method.path.encode()
         stream.connection.write(head(Kind.OPEN, len(path)) + path)
         stream.opened.set()
+
+    async def _dial(self, stream: "_ClientStream", host: str, port: int) -> None:
+        """Raises OSError. Names are looked up here: a look-up that is given up inside of uvloop's ``create_connection``
+        and fails later has nobody to tell, and is logged as an error."""
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(address[0]) for *_, address in found]
+        for address in addresses[:-1]:
+            with contextlib.suppress(OSError):
+                await self._connect(stream, address, port)
+                return
+        await self._connect(stream, addresses[-1], port)
+
+    async def _connect(self, stream: "_ClientStream", address: str, port: int) -> None:
+        await asyncio.get_running_loop().create_connection(
+            stream.connection_for, address, port, ssl=self._network.dialling, server_hostname=self._name,
+        )
 
     def cut(self) -> None:
         """The peer was revoked. Its successor of the same name is dialled again, and looked at then."""

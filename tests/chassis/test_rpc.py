@@ -272,6 +272,44 @@ async def test_a_hung_worker_is_noticed(authority, tmp_path, kind, monkeypatch):
             process.kill()
 
 
+ABANDONS = """
+import asyncio, gc, sys, uvloop
+from chassis import framed_network
+from chassis.certificates import Tls
+from chassis.credentials import Credentials
+from chassis.faults import Fault
+from protos import worker_rpc
+
+async def main():
+    framed_network.OPEN_S = 0.0     # over before the look-up is
+    tls = Tls(**{k: open(f"{sys.argv[1]}/{k}", "rb").read() for k in ("authority", "certificate", "key")})
+    channel = framed_network.FramedNetwork(Credentials.fixed(tls)).connect("nowhere.invalid:9000", service="worker")
+    try:
+        await channel.stream(worker_rpc.INVOKE).receive()
+    except Fault as fault:
+        print(fault.message, flush=True)
+    await channel.close()
+    try:    # takes as long as the other: by its end that one has failed too
+        await asyncio.get_running_loop().getaddrinfo("elsewhere.invalid", 9000)
+    except OSError:
+        gc.collect()
+
+uvloop.run(main())
+"""
+
+
+async def test_a_look_up_that_was_given_up_is_no_error_in_the_log(authority, tmp_path):
+    tls = authority.issue(FRONTEND)
+    for name in ("authority", "certificate", "key"):
+        (tmp_path / name).write_bytes(getattr(tls, name))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ABANDONS, str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        out, complaints = await process.communicate()
+    assert (b"can't be reached" in out, complaints.decode()) == (True, "")
+
+
 @pytest.mark.parametrize("met", [False, True])
 async def test_a_stream_that_its_own_side_cuts_is_a_fault_to_who_uses_it(streams_of, met):
     """And no cancellation: that would end the task that follows the peer, which is to dial again."""
