@@ -20,6 +20,8 @@ from chassis import logs
 from chassis.config import NodeConfig
 from chassis.faults import Fault
 
+COLLECT_S = 60.0
+
 _log = structlog.get_logger(__name__)
 
 
@@ -69,13 +71,23 @@ async def _live(config: NodeConfig, start: Callable[[], Awaitable[Service]]) -> 
     # and go by reference counts. The collector is for the few cycles besides: every 700 objects is too often for them.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    collecting = asyncio.ensure_future(collect(COLLECT_S))
     _log.info("serving")
     status = await stop
+    collecting.cancel()
     with contextlib.suppress(TimeoutError):  # what didn't finish in time is cut off by our exit
         async with asyncio.timeout(config.drain_s + 1.0):
             await service.drain()
     _log.info("drained", status=status)
     return status
+
+
+async def collect(every_s: float) -> None:
+    """Frees cycles of what has lived long, such as a sandbox's: by its own counts the collector would come for them
+    after hours, or never. It takes some milliseconds."""
+    while True:
+        await asyncio.sleep(every_s)
+        gc.collect()
 
 
 def _settle(stop: "asyncio.Future[int]", status: int) -> None:

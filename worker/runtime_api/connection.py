@@ -60,6 +60,8 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._stop_timer()
         self._session.lost(self)
+        self._reset()
+        del self._parser    # it refers back: by reference counts this connection would never be freed
 
     def data_received(self, data: bytes) -> None:
         self._stop_timer()
