@@ -84,7 +84,7 @@ async def _live(config: NodeConfig, start: Callable[[], Awaitable[Service]]) -> 
 
 async def collect(every_s: float) -> None:
     """Frees cycles of what has lived long, such as a sandbox's: by its own counts the collector would come for them
-    after hours, or never. It takes some milliseconds."""
+    after hours, or never. It takes a millisecond or less: nothing that was made before serving is looked at."""
     while True:
         await asyncio.sleep(every_s)
         gc.collect()
