@@ -8,7 +8,7 @@ from chassis import process
 
 async def test_cycles_of_what_has_lived_long_are_freed():
     class Thing:
-        pass
+        itself: object
 
     gc.disable()
     try:
