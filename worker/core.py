@@ -327,13 +327,16 @@ class WorkerCore:
             case _:
                 assert_never(event)
 
-    def running(self, session: m.Session | None = None) -> tuple[tuple[m.Block, tuple[str, ...]], ...]:
-        """What runs, by block; of one session, or of all."""
-        blocks: dict[m.Block, list[str]] = {}
+    def running(self, session: m.Session | None = None) -> tuple[m.Running, ...]:
+        """What runs; of one session, or of all."""
+        found: dict[tuple[m.Block, str], list[str]] = {}
         for invocation, slot in self.runs.items():
             if slot.block is not None and session in (None, slot.block.session):
-                blocks.setdefault(slot.block, []).append(invocation)
-        return tuple((block, tuple(sorted(ids))) for block, ids in sorted(blocks.items()))
+                found.setdefault((slot.block, slot.function.function), []).append(invocation)
+        return tuple(
+            m.Running(block=block, function=function, invocations=tuple(sorted(ids)))
+            for (block, function), ids in sorted(found.items())
+        )
 
     def _drain_self(self, event: m.DrainSelf, now: float) -> None:
         if self.draining:

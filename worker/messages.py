@@ -49,6 +49,16 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Invocations that run, by the block that they were admitted from and their function (rule 6): a block of the rest
+    may be of several, and one that gets a reservation is charged for its own (rule 9)."""
+
+    block: Block
+    function: str
+    invocations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionSettings:
     """A function's configuration, as the manager hands it over."""
 
@@ -479,7 +489,7 @@ class AcknowledgeFence:
 
     link: int
     session: Session
-    running: tuple[tuple[Block, tuple[str, ...]], ...]
+    running: tuple[Running, ...]
     cause: str = ""
 
 

@@ -41,7 +41,7 @@ class CountingLinks:
     def __init__(
         self, *, network: Network, seeds: dict[str, str], clock: Clock, incarnation: m.Incarnation,
         timeout_cap_s: int, renew_s: float, tasks: Tasks, feed: Callable[[m.Event], None],
-        running: Callable[[], tuple[tuple[m.Block, tuple[str, ...]], ...]],
+        running: Callable[[], tuple[m.Running, ...]],
     ) -> None:
         self._members = Members(network=network, service="counting", seeds=seeds, follow=self._follow)
         self._clock = clock

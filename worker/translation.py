@@ -52,8 +52,11 @@ def block_out(value: m.Block) -> common_pb2.BlockId:
     return common_pb2.BlockId(session=session_out(value.session), pool=pool)
 
 
-def running_out(running: tuple[tuple[m.Block, tuple[str, ...]], ...]) -> list[counting_pb2.Running]:
-    return [counting_pb2.Running(block=block_out(of), invocations=ids) for of, ids in running]
+def running_out(running: tuple[m.Running, ...]) -> list[counting_pb2.Running]:
+    return [
+        counting_pb2.Running(block=block_out(of.block), function=of.function, invocations=of.invocations)
+        for of in running
+    ]
 
 
 def ticket_out(ticket: m.Ticket) -> worker_pb2.CodeTicket:

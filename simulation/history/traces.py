@@ -230,7 +230,7 @@ class _Worker:
             case "DestroySandbox":
                 yield r.Destroyed(at=at, node=node, sandbox=effect["sandbox"])
             case "AcknowledgeFence":
-                running = tuple(invocation for _, invocations in effect["running"] for invocation in invocations)
+                running = tuple(invocation for of in effect["running"] for invocation in of["invocations"])
                 yield r.FenceAcked(at=at, node=node, session=_session(effect["session"]), running=running)
 
     def _start(self, at: float, event: Message, effect: Message) -> r.Start:

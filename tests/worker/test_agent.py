@@ -233,7 +233,7 @@ async def test_fence_and_report(region):
     await region.ledger.fence(SESSION)
     await asyncio.sleep(0.1)
     ack = next(message.fence_ack for message in region.ledger.heard if message.HasField("fence_ack"))
-    assert list(ack.running[0].invocations) == ["i1"]
+    assert [(of.function, list(of.invocations)) for of in ack.running] == [("hello", ["i1"])]
     assert (await region.client.answer("i1")).json == {"slept": 2.0}
     await asyncio.sleep(0.1)
     assert [message.end.invocation for message in region.ledger.heard if message.HasField("end")] == ["i1"]

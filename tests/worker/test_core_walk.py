@@ -129,8 +129,10 @@ class Walk(RuleBasedStateMachine):
         said = self.one(self.feed(m.Fenced(link=link, session=session)), m.AcknowledgeFence)
         self.fences[frontend] = max(self.fences.get(frontend, -1), epoch)
         assert (said.link, said.session) == (link, session)
-        reported = {(invocation, block) for block, ids in said.running for invocation in ids}
-        assert reported == {(i, run.block) for i, run in self.runs.items() if run.block.session == session}, "rule 6"
+        reported = {(invocation, of.block, of.function) for of in said.running for invocation in of.invocations}
+        assert reported == {
+            (i, run.block, self.sandboxes[run.sandbox].function.function) for i, run in self.runs.items() if run.block.session == session
+        }, "rule 6"
 
     @precondition(lambda self: self.unapplied)
     @rule(pick=PICK)
