@@ -110,6 +110,30 @@ async def quiet(region):
         assert frontend.killed or all(stock.in_use == 0 for stock in core.stocks.values())
 
 
+def test_what_a_dead_frontend_left_running_counts_against_a_reservation_that_comes_then(seed):
+    """Workers say which functions run from its block of the rest (rule 6): nobody else can."""
+
+    async def main(region, history, _dice):
+        lost = asyncio.create_task(region.invoke("f", b'{"id": "left", "seconds": 2.5}', frontend=1))
+        async with asyncio.timeout(5.0):
+            while not history.running["f"]:
+                await asyncio.sleep(0.02)
+        await region.kill_frontend(1)
+        await region.restart_frontend(1)    # which fences the one before: workers tell what it left
+        async with asyncio.timeout(1.0):
+            while not any(holder.state == "counted" for pool in await region.pools() for holder in pool.holders):
+                await asyncio.sleep(0.02)
+        assert (await reserve(region, "f", 1)).status == 200
+        assert history.running["f"] == 1, "it still runs"
+        answers = [await region.invoke("f", b'{"id": "%d", "seconds": 0.05}' % n) for n in range(3)]
+        await asyncio.gather(lost, return_exceptions=True)
+        assert history.peak["f"] == 1, "one was allowed from the reservation on"
+        assert {answer.status for answer in answers} <= {200, 429, 503}
+        await quiet(region)
+
+    in_region(seed, main)
+
+
 @pytest.mark.parametrize(("seed", "restarts_after_s"), [(1, 1.0), (3, 0.1), (4, None)])
 def test_a_killed_frontends_permits_are_free_in_time_and_never_used_twice(seed, restarts_after_s):
     """Ten kills under load over the seeds; one seed's frontends stay away, so that suspicion has to do it."""

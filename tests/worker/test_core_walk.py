@@ -131,7 +131,8 @@ class Walk(RuleBasedStateMachine):
         assert (said.link, said.session) == (link, session)
         reported = {(invocation, of.block, of.function) for of in said.running for invocation in of.invocations}
         assert reported == {
-            (i, run.block, self.sandboxes[run.sandbox].function.function) for i, run in self.runs.items() if run.block.session == session
+            (i, run.block, self.sandboxes[run.sandbox].function.function)
+            for i, run in self.runs.items() if run.block.session == session
         }, "rule 6"
 
     @precondition(lambda self: self.unapplied)
