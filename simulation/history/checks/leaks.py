@@ -2,6 +2,8 @@
 
 A pool is quiet while nothing that was admitted from it runs, no request waits that could be, and no block of it
 changes. A run on a worker that nobody can reach lasts until the ledger counts that worker out: such a pool isn't quiet.
+Where a frontend answered that nobody knows whether the function ran, it keeps that permit until its worker speaks again
+or is a member no longer (rule 3): the start may have been lost on its way, so that no run tells of it.
 Only what a leader has had time for is asked of it: from the beginning of its leadership, and from its newest pause.
 """
 
@@ -20,6 +22,7 @@ from simulation.history.records import (
     Deposed,
     Led,
     Life,
+    Member,
     Over,
     Proposed,
     Record,
@@ -29,6 +32,7 @@ from simulation.history.records import (
 
 QUIET_S = 5.0
 _HELD = frozenset({"live", "counted"})      # a draining session waits for the word of workers
+_UNKNOWN = 500      # the status of an answer that doesn't know whether the function ran
 
 
 class NothingLeaks(Check):
@@ -40,15 +44,18 @@ class NothingLeaks(Check):
         self._leading = lead = Leading()
         self._blocks: dict[tuple[str, str], Block] = {}     # those of some size, by session and pool
         self._sessions: dict[str, Session] = {}
-        self._open: dict[str, Asked] = {}                   # requests without an answer
+        self._asked: dict[str, Asked] = {}                  # requests without an answer
+        self._open: dict[str, Asked] = {}                   # of them, those that wait for something
         self._waiting: Counter[str] = Counter()             # of them, by the pools that they may be of
         self._answered: dict[str, float] = defaultdict(float)
+        self._kept: Counter[tuple[str, str]] = Counter()    # permits of unknown runs, by frontend and pool
+        self._kept_until: dict[tuple[str, str], float] = defaultdict(float)
         self._told: set[tuple[str, str]] = set()
         return {
             Proposed: lead.proposed, Committed: lead.committed,
             Led: self._led, Deposed: self._deposed, Beat: self._beat, Block: lead.only(self._block),
-            Session: lead.only(self._session),
-            Asked: self._ask, Answered: self._over, Over: self._over, Life: self._life, Rest: self._rest,
+            Session: lead.only(self._session), Member: lead.only(self._member),
+            Asked: self._ask, Answered: self._answer, Over: self._over, Life: self._life, Rest: self._rest,
             Closed: self._closed,
         }
 
@@ -65,14 +72,27 @@ class NothingLeaks(Check):
             self._blocks[block.session, block.pool] = block
         else:
             self._blocks.pop((block.session, block.pool), None)
+            self._kept.pop((_frontend(block.session), block.pool), None)
 
     def _session(self, session: Session) -> None:
         self._sessions[session.session] = session
 
+    def _member(self, member: Member) -> None:
+        """One that is no member any more runs nothing: whoever kept a permit for it may give it back."""
+        if member.state != "joined":
+            self._kept_until.update(dict.fromkeys(self._kept, self.ground.clocks.latest(member)))
+            self._kept.clear()
+
     def _ask(self, asked: Asked) -> None:
-        self._open[asked.request] = asked
+        self._asked[asked.request] = self._open[asked.request] = asked
         for pool in _pools(asked):
             self._waiting[pool] += 1
+
+    def _answer(self, answered: Answered) -> None:
+        self._over(answered)
+        asked = self._asked.pop(answered.request, None)
+        if asked is not None and answered.status == _UNKNOWN:
+            self._kept.update((asked.node, pool) for pool in _pools(asked))
 
     def _over(self, record: Answered | Over) -> None:
         asked = self._open.pop(record.request, None)
@@ -84,6 +104,8 @@ class NothingLeaks(Check):
             if asked.node == life.node:
                 del self._open[request]
                 self._leave(asked, life)
+        for key in [key for key in self._kept if key[0] == life.node]:
+            del self._kept[key]
 
     def _leave(self, asked: Asked, record: Record) -> None:
         for pool in _pools(asked):
@@ -98,12 +120,15 @@ class NothingLeaks(Check):
         since += clocks.latest(beat) - beat.at      # its own clock's
         for (session, pool), block in self._blocks.items():
             state = self._sessions.get(session)
+            kept = _frontend(session), pool
             if runs.count[pool] or self._waiting[pool] or (session, pool) in self._told:
+                continue
+            if block.size <= self._kept[kept]:
                 continue
             if state is not None and state.state not in _HELD:
                 continue
             changes = [record for record in (runs.changed.get(pool), state, block) if record is not None]
-            quiet = max([since, self._answered[pool], *(clocks.latest(record) for record in changes)])
+            quiet = max(since, self._answered[pool], self._kept_until[kept], *map(clocks.latest, changes))
             if clocks.earliest(beat) - quiet > QUIET_S:
                 self._told.add((session, pool))
                 self.violated(
@@ -129,3 +154,7 @@ class NothingLeaks(Check):
 
 def _pools(asked: Asked) -> tuple[str, str]:
     return f"{asked.account}/{asked.function}", f"{asked.account}/*"
+
+
+def _frontend(session: str) -> str:
+    return session.rpartition("#")[0]

@@ -92,6 +92,11 @@ ALSO_HONEST = {
     "killed, and its host declared dead": [
         start("x", 80, "s9", W2), asked("x", 79.9), Lost(at=80.5, node=W2), answered("x", 80.6, status=500,
         error="ServiceException", explained=True)],
+    "a permit that is kept until the worker that may run it is gone": [
+        block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1),
+        answered("x", 75.5, status=500, error="ServiceException", explained=True),
+        Member(at=83, node=C2, incarnation="host-9@1", state="evicted"),
+        block(84, 0, node=C2, why="GiveBack"), level(84, 0, limit=1, node=C2)],
     "the operator declared a host dead that starts one more": [
         Member(at=80, node=C2, incarnation="host-1@1", state="declared dead"), *ran("x", 80.5, "s4")],
     "a free permit, and a leader that was stopped": [
@@ -169,6 +174,13 @@ PLANTED = {
     "started without authority": (1, [Authority(at=79, node=W1, until=80), *ran("x", 80.5, "s4")]),
     # 2: leaks
     "a permit that never came back": (2, [block(75, 1, node=C2), level(75, 1, limit=1, node=C2)]),
+    "one more than is kept for a run that nobody knows of": (2, [
+        block(75, 2, node=C2), level(75, 2, limit=2, node=C2), asked("x", 75.1),
+        answered("x", 75.5, status=500, error="ServiceException", explained=True)]),
+    "a permit that is kept although its worker is gone": (2, [
+        block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1),
+        answered("x", 75.5, status=500, error="ServiceException", explained=True),
+        Member(at=76, node=C2, incarnation="host-9@1", state="evicted")]),
     "a counted block of which nothing runs": (2, [
         Session(at=75, node=C2, session=f"{F2}#2", state="counted"), block(75, 1, f"{F2}#2", node=C2),
         level(75, 1, limit=1, node=C2)]),
