@@ -476,7 +476,9 @@ class FrontendCore:
                     self._newest = event.stamp
                     self._welcomed(event)
             case m.Fenced():
-                if event.stamp >= self._newest and (self._link is None or event.link == self._link):
+                # A later leader's may come before the end of the stream to the one before, and is said once.
+                later = event.stamp[0] > self._newest[0]
+                if event.stamp >= self._newest and (later or self._link in {None, event.link}):
                     self._newest = event.stamp
                     self._fenced(event)
             case m.RefusedAsFenced(epoch=epoch):

@@ -163,6 +163,20 @@ def test_without_a_leader_a_refusal_as_fenced_waits_for_the_next_stream(story):
     ])
 
 
+def test_a_later_leaders_fence_is_heard_before_the_end_of_the_stream_to_the_one_before(story):
+    """What waited in the streams of a frontend that was stopped comes in any order."""
+    core = frontend()
+    story(core, [
+        (0.0, m.LinkUp(link=1)), (0.0, m.LinkUp(link=2)), (0.0, welcome()),
+        "stopped for long, and on again: another member leads by now, and had fenced the session",
+        (30.0, m.Fenced(link=2, stamp=(2, 0))), (30.0, m.LinkDown(link=1)),
+        (30.1, m.Welcomed(link=2, stamp=(2, 9), epoch=2, applied=0)),
+        "what the first leader says late is nothing",
+        (30.2, m.Fenced(link=1, stamp=(1, 8))), (30.2, m.NotLeader(link=1, stamp=(2, 0))),
+    ])
+    assert core.link == 2
+
+
 def test_a_fenced_session_is_replaced_and_its_running_invocations_free_nothing(story):
     core = frontend()
     story(core, [*LIVE, (0.1, wanted(1)), (0.1, m.Flush()), (0.11, granted(5, 2, 2))])
