@@ -40,7 +40,7 @@ _COMMON_OPTIONS: list[tuple[str, int | str]] = [
 # Rare: a process that hangs is missed by its heartbeats, of which the region's view speaks (on streams of invokes by
 # ``framed_connection.PING_S``), and what is sent and not acknowledged ends a connection within the keepalive's timeout.
 # Pings find the rest. Each time that one is due, sent or not, gRPC's pool of four threads looks for more work a dozen
-# times: once a second per connection, that was a quarter of the CPU time that a region took at rest.
+# times: with one each second or each 5 s, a region at rest took a sixth more CPU time (docs/decisions/0034).
 KEEPALIVE_MS = 20_000
 _CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     *_COMMON_OPTIONS,
