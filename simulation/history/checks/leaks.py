@@ -2,8 +2,8 @@
 
 A pool is quiet while nothing that was admitted from it runs, no request waits that could be, and no block of it
 changes. A run on a worker that nobody can reach lasts until the ledger counts that worker out: such a pool isn't quiet.
-Where a frontend answered that nobody knows whether the function ran, it keeps that permit until its worker speaks again
-or is a member no longer (rule 3): the start may have been lost on its way, so that no run tells of it.
+Where a frontend answered that nobody knows whether the function ran, and no worker began it, the start was lost on its
+way: the frontend keeps that permit until the worker speaks again or is a member no longer (rule 3).
 Only what a leader has had time for is asked of it: from the beginning of its leadership, and from its newest pause.
 """
 
@@ -28,6 +28,7 @@ from simulation.history.records import (
     Record,
     Rest,
     Session,
+    Start,
 )
 
 QUIET_S = 5.0
@@ -45,6 +46,7 @@ class NothingLeaks(Check):
         self._blocks: dict[tuple[str, str], Block] = {}     # those of some size, by session and pool
         self._sessions: dict[str, Session] = {}
         self._asked: dict[str, Asked] = {}                  # requests without an answer
+        self._begun: set[str] = set()                       # of them, those that a worker began
         self._open: dict[str, Asked] = {}                   # of them, those that wait for something
         self._waiting: Counter[str] = Counter()             # of them, by the pools that they may be of
         self._answered: dict[str, float] = defaultdict(float)
@@ -55,8 +57,8 @@ class NothingLeaks(Check):
             Proposed: lead.proposed, Committed: lead.committed,
             Led: self._led, Deposed: self._deposed, Beat: self._beat, Block: lead.only(self._block),
             Session: lead.only(self._session), Member: lead.only(self._member),
-            Asked: self._ask, Answered: self._answer, Over: self._over, Life: self._life, Rest: self._rest,
-            Closed: self._closed,
+            Asked: self._ask, Start: self._start, Answered: self._answer, Over: self._over, Life: self._life,
+            Rest: self._rest, Closed: self._closed,
         }
 
     def _led(self, led: Led) -> None:
@@ -88,10 +90,17 @@ class NothingLeaks(Check):
         for pool in _pools(asked):
             self._waiting[pool] += 1
 
+    def _start(self, start: Start) -> None:
+        request = start.invocation.partition("#")[0]
+        if request in self._asked:
+            self._begun.add(request)
+
     def _answer(self, answered: Answered) -> None:
         self._over(answered)
         asked = self._asked.pop(answered.request, None)
-        if asked is not None and answered.status == _UNKNOWN:
+        begun = answered.request in self._begun
+        self._begun.discard(answered.request)
+        if asked is not None and answered.status == _UNKNOWN and not begun:
             self._kept.update((asked.node, pool) for pool in _pools(asked))
 
     def _over(self, record: Answered | Over) -> None:
@@ -104,6 +113,9 @@ class NothingLeaks(Check):
             if asked.node == life.node:
                 del self._open[request]
                 self._leave(asked, life)
+        for request in [request for request, asked in self._asked.items() if asked.node == life.node]:
+            del self._asked[request]
+            self._begun.discard(request)
         for key in [key for key in self._kept if key[0] == life.node]:
             del self._kept[key]
 

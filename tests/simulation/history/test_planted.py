@@ -177,6 +177,9 @@ PLANTED = {
     "one more than is kept for a run that nobody knows of": (2, [
         block(75, 2, node=C2), level(75, 2, limit=2, node=C2), asked("x", 75.1),
         answered("x", 75.5, status=500, error="ServiceException", explained=True)]),
+    "a permit that is kept for a run that began and ended": (2, [
+        block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1), start("x", 75.2, "s4"),
+        end("x", 75.3, "s4"), answered("x", 75.5, status=500, error="ServiceException", explained=True)]),
     "a permit that is kept although its worker is gone": (2, [
         block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1),
         answered("x", 75.5, status=500, error="ServiceException", explained=True),
