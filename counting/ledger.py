@@ -280,7 +280,7 @@ class Ledger:
         stale: list[c.Wish] = []
         fit: list[c.Wish] = []
         for wish in command.wishes:
-            (fit if self._may_hold(wish) else stale).append(wish)
+            (fit if self.may_hold(wish) else stale).append(wish)
         waiting = [self._add(wish, wish.waiting) for wish in fit]
         short = {wish.pool for wish, n in zip(fit, waiting, strict=True) if n < wish.waiting}
         spare = [0 if wish.pool in short else self._add(wish, wish.spare) for wish in fit]
@@ -293,7 +293,7 @@ class Ledger:
         )
         return c.AcquireDone(grants=grants, stale=tuple(stale))
 
-    def _may_hold(self, wish: c.Wish) -> bool:
+    def may_hold(self, wish: c.Wish) -> bool:
         """A grant goes only to a live session that has seen the pool's generation (rule 9)."""
         record = self.sessions.get(wish.session)
         generation = self.generation(wish.pool)

@@ -87,6 +87,8 @@ class LedgerReader:
         match event["type"]:
             case "Committed":
                 yield r.Committed(at=at, node=self.node, index=event["index"], digest=_digest(event["batch"]))
+                for result in event["results"]:
+                    yield from self._stale(at, result.get("stale", ()))
             case "Ask":
                 yield from self._ask(at, event)
             case "RecallAnswered":
@@ -118,6 +120,15 @@ class LedgerReader:
         heard = live and event["generation"] == ledger.generation(pool) and ledger.exists(pool)
         waiting = tuple(event["waiting"]) if heard else ()
         yield r.Wanted(at=at, node=self.node, frontend=frontend, pool=str(pool), waiting=waiting)
+
+    def _stale(self, at: float, wishes: Iterable[Message]) -> Iterator[r.Record]:
+        """Of a session that has permits of an older generation yet: it gives them up, and wishes again (rule 9)."""
+        for message in wishes:
+            wish = decode(c.Wish, message)
+            if not self._view.ledger.may_hold(wish):
+                yield r.Wanted(
+                    at=at, node=self.node, frontend=wish.session.frontend, pool=str(wish.pool), waiting=()
+                )
 
     def _effect(self, at: float, effect: Message) -> Iterator[r.Record]:
         match effect["type"]:

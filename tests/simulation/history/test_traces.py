@@ -2,12 +2,18 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
 from chassis.machine import Host, as_json
+from counting import commands as c
+from counting import messages as m
+from counting.ledger import Ledger
+from counting.words import Session, reserved
 from simulation import loop
 from simulation.history import History, bounds_of, judge, judge_files, records, traces
+from simulation.history.ledger_trace import LedgerReader
 from simulation.region import ConnectionLost, Region
 from simulation.scenario import create, first_invokes, reserve
 
@@ -214,6 +220,46 @@ def test_a_grant_over_the_limit_is_found(trace):
     found = {violation.invariant for violation in judge(changed).violations}
     assert 1 in found, found
 
+
+# ---------------------------------------------------------------- the ledger
+
+
+def test_a_wish_waits_only_when_its_session_may_hold_permits_of_the_pools_generation():
+    """A grant was lost on the way, and the limit changed: the frontend can't know what it has to give up first."""
+    ledger = Ledger()
+    log: list[Any] = []
+
+    def apply(stamp, *commands):
+        batch = c.Batch(stamp=float(stamp), number=stamp, commands=commands)
+        log.append({"type": "Applied", "index": len(log), "batch": as_json(batch)})
+        return batch, ledger.apply(batch)
+
+    def heard(at, event, *aside):
+        return {"at": at, "node": "counting-az1", "core": "CountingCore", "event": as_json(event), "effects": [],
+                "aside": list(aside)}
+
+    pool, session = reserved("a", "f"), Session(frontend="frontend-az1-1", epoch=1)
+    apply(1, c.OpenSession(frontend=session.frontend, nonce=1), c.SetReserved(account="a", function="f", value=2))
+    apply(2, c.Acquire(wishes=(c.Wish(session=session, pool=pool, generation=ledger.generation(pool), waiting=1,
+                                      spare=0),)))
+    apply(3, c.SetReserved(account="a", function="f", value=5))
+    generation = ledger.generation(pool)
+    began = [*log]
+    wish = c.Wish(session=session, pool=pool, generation=generation, waiting=1, spare=0)
+    batch, results = apply(4, c.Acquire(wishes=(wish,)))
+    ask = m.Ask(link=7, pool=pool, generation=generation, waiting=(21,), spare=0)
+    lines = [
+        heard(4.0, m.Led(term=1), *began),
+        heard(4.1, m.Hello(link=7, frontend=session.frontend, nonce=1, epoch=1)),
+        heard(4.2, ask),
+        heard(4.3, m.Committed(index=3, batch=batch, results=tuple(results)), log[-1]),
+        heard(4.4, ask),
+    ]
+    reader = LedgerReader("counting-az1")
+    said = [record for each in lines for record in reader.event(each["at"], each)]
+    assert [(record.at, record.waiting) for record in said if isinstance(record, records.Wanted)] == [
+        (4.2, (21,)), (4.3, ()), (4.4, (21,)),
+    ]
 
 # ---------------------------------------------------------------- files and hosts
 
