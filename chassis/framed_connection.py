@@ -152,10 +152,18 @@ class Connection(asyncio.Protocol):
             self._sent = self._loop.time()
             self.transport.write(data)
 
+    @property
+    def free(self) -> bool:
+        """Whether ``send`` would not wait and not fail now."""
+        return self.fault is None and not self._paused
+
+    def send_now(self, message: bytes) -> None:
+        assert len(message) <= MESSAGE_BYTES_MAX, f"a message of {len(message)} bytes"
+        self.write(head(Kind.MESSAGE, len(message)) + message)
+
     async def send(self, message: bytes) -> None:
         if self.fault is None:
-            assert len(message) <= MESSAGE_BYTES_MAX, f"a message of {len(message)} bytes"
-            self.write(head(Kind.MESSAGE, len(message)) + message)
+            self.send_now(message)
             while self._paused and self.fault is None:
                 self._sender = self._loop.create_future()
                 await self._sender

@@ -173,6 +173,13 @@ class _ClientStream:
         except Fault as fault:
             raise self._named(fault) from fault
 
+    @property
+    def free(self) -> bool:
+        return self.opened.is_set() and self.connection.free
+
+    def send_now(self, message: Any) -> None:
+        self.connection.send_now(message.SerializeToString())
+
     async def receive(self) -> Any:
         await self._ready()
         try:
@@ -317,6 +324,13 @@ class _ServerStream:
 
     async def send(self, message: Any) -> None:
         await self._connection.send(message.SerializeToString())
+
+    @property
+    def free(self) -> bool:
+        return self._connection.free
+
+    def send_now(self, message: Any) -> None:
+        self._connection.send_now(message.SerializeToString())
 
     async def receive(self) -> Any:
         body = await self._connection.receive()

@@ -13,10 +13,9 @@ import time
 from collections.abc import MutableMapping
 from typing import IO, Any, TextIO, cast
 
+import orjson
 import structlog
 
-# Made once: json.dumps would make one for each line. What JSON doesn't know is shown as in a debugger.
-_ENCODER = json.JSONEncoder(default=repr)
 _LEVELS = {"exception": "error", "warn": "warning", "fatal": "critical"}     # methods that are named otherwise
 
 
@@ -96,4 +95,8 @@ def configure(*, service: str, node: str, level: str = "info") -> None:
 
 
 def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
-    return _ENCODER.encode(event)
+    """What JSON doesn't know is shown as in a debugger."""
+    try:
+        return orjson.dumps(event, default=repr).decode()
+    except TypeError:   # half a surrogate pair, an integer of more than 64 bits, a key that is no text
+        return json.dumps(event, default=repr)

@@ -362,10 +362,17 @@ class _End:
         self._receives = receives
 
     async def send(self, message: Any) -> None:
-        if self._sends.closed:
+        if not self.free:
             raise self._pipe.fault or Fault("the stream is over")
-        self._sends.put(_copy(message))
+        self.send_now(message)
         await asyncio.sleep(0)
+
+    @property
+    def free(self) -> bool:
+        return not self._sends.closed
+
+    def send_now(self, message: Any) -> None:
+        self._sends.put(_copy(message))
 
     async def receive(self) -> Any:
         message = await self._receives.get()

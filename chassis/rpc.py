@@ -6,6 +6,7 @@ Every failure of a call is a ``Fault``.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -60,6 +61,20 @@ class Pushing(Protocol[Receive_co]):
 
     async def listen(self, on_message: Callable[[Receive_co], None]) -> None:
         """Instead of ``receive``: returns when the peer finished. Raises Fault, and whatever ``on_message`` raises."""
+        ...
+
+
+@runtime_checkable
+class Prompt(Protocol[Send_contra]):
+    """A stream that can take a message without waiting."""
+
+    @property
+    def free(self) -> bool:
+        """Whether ``send`` would not wait and not fail now."""
+        ...
+
+    def send_now(self, message: Send_contra) -> None:
+        """``send`` while the stream is ``free``."""
         ...
 
 
@@ -162,8 +177,9 @@ class Outbox(Generic[Request]):
     """The sending half of a stream that many tasks write to without waiting.
 
     ``put`` never blocks. One writer task sends; what is put while a send is on its way goes into the next one, so that
-    a busy stream writes once per turn of the event loop. ``combine`` makes one message of many (None: one by one).
-    Past ``limit`` waiting messages the stream is cut: a peer that doesn't read must not grow this process.
+    a busy stream writes once per turn of the event loop. What somebody waits for is flushed: sent in this very turn.
+    ``combine`` makes one message of many (None: one by one). Past ``limit`` waiting messages the stream is cut: a peer
+    that doesn't read must not grow this process.
     """
 
     def __init__(
@@ -176,16 +192,33 @@ class Outbox(Generic[Request]):
         self._stream = stream
         self._combine = combine
         self._limit = limit
-        self._waiting: list[Any] = []
+        self._waiting: deque[Any] = deque()
+        self._prompt = stream if isinstance(stream, Prompt) else None
         self._wake = asyncio.Event()
+        self._sending = False
         self._closing = False
 
     def put(self, message: Any) -> None:
+        self.hold(message)
+        self._wake.set()
+
+    def hold(self, message: Any) -> None:
+        """``put`` by somebody who flushes in this very turn."""
         if len(self._waiting) >= self._limit:
             self._closing = True
             self._stream.cancel()
             return
         self._waiting.append(message)
+
+    def flush(self) -> None:
+        """Sends what was put, as far as the stream takes it now; the writer task sends the rest."""
+        prompt = self._prompt
+        if prompt is not None and not self._sending:
+            while prompt.free:
+                message = self._next()
+                if message is None:
+                    return
+                prompt.send_now(message)
         self._wake.set()
 
     def close(self) -> None:
@@ -203,15 +236,23 @@ class Outbox(Generic[Request]):
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
-                if self._combine is not None:
-                    await self._stream.send(self._combine(batch))
-                else:
-                    for message in batch:
-                        await self._stream.send(message)
+            while (message := self._next()) is not None:
+                self._sending = True
+                await self._stream.send(message)
+                self._sending = False
             if self._closing:
                 return
+
+    def _next(self) -> Request | None:
+        """The next message, taken out of what waits."""
+        if not self._waiting:
+            return None
+        if self._combine is None:
+            message: Request = self._waiting.popleft()
+            return message
+        batch = list(self._waiting)
+        self._waiting.clear()
+        return self._combine(batch)
 
 
 async def converse(

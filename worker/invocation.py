@@ -173,11 +173,14 @@ async def invoke(
         request_id=order.request_id, duration_ms=ran_s * 1000, memory_peak_mb=env.peak_mb, init_ms=init_ms,
         status=outcome.reported, error_type=outcome.error_type,
     )
+    ended = m.InvocationEnded(sandbox=sandbox, invocation=order.invocation, cause=cause)
+    if early:   # a permit, and perhaps a request, wait for the end: for its lines nobody does
+        feed(ended)
     output.say(env.lines.end(order.request_id))
     output.say(env.lines.report(clock.wall(), report))
     if not early:
         reply.result(_result(env, order, outcome, ran_s, init_ms, cold=first, tail=output.tail()))
-    feed(m.InvocationEnded(sandbox=sandbox, invocation=order.invocation, cause=cause))
+        feed(ended)
     _tell(env, order, outcome, ran_s, began, cold=first)
 
 

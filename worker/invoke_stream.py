@@ -30,24 +30,15 @@ _log = structlog.get_logger(__name__)
 class FrameOutbox(Outbox[worker_pb2.InvokeFrames]):
     """Frames written in one turn of the loop go in one message, up to ``MESSAGE_BYTES``."""
 
-    async def run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                frames, self._waiting = self._waiting, []
-                batch: list[worker_pb2.InvokeFrame] = []
-                size = 0
-                for frame in frames:
-                    batch.append(frame)
-                    size += frame.ByteSize()
-                    if size >= MESSAGE_BYTES:
-                        await self._stream.send(worker_pb2.InvokeFrames(frames=batch))
-                        batch, size = [], 0
-                if batch:
-                    await self._stream.send(worker_pb2.InvokeFrames(frames=batch))
-            if self._closing:
-                return
+    def _next(self) -> worker_pb2.InvokeFrames | None:
+        if not self._waiting:
+            return None
+        batch: list[worker_pb2.InvokeFrame] = []
+        size = 0
+        while self._waiting and size < MESSAGE_BYTES:
+            batch.append(self._waiting.popleft())
+            size += batch[-1].ByteSize()
+        return worker_pb2.InvokeFrames(frames=batch)
 
 
 class Starter(Protocol):
@@ -116,6 +107,11 @@ class InvokeStream:
     def put(self, frame: worker_pb2.InvokeFrame) -> None:
         if not self.closed:
             self.outbox.put(frame)
+
+    def hold(self, frame: worker_pb2.InvokeFrame) -> None:
+        """``put`` by somebody who flushes in this very turn."""
+        if not self.closed:
+            self.outbox.hold(frame)
 
     def close(self) -> None:
         """The stream is over. What runs goes on; what had not arrived whole never starts."""
@@ -200,8 +196,11 @@ class StreamReply:
             function_error="Unhandled" if function_error else "", content_type=content_type, size=len(body),
             payload=body if whole else b"", complete=whole,
         )
-        self._stream.put(_Frame(invocation=self.invocation, response=response))
-        if not whole:
+        frame = _Frame(invocation=self.invocation, response=response)
+        if whole:
+            self._after.append(frame)   # it goes with its Result: nobody can be answered before
+        else:
+            self._stream.put(frame)
             self._done, self._last = False, True
             self._buffer.append(body)
             self._stream.waiting_bytes += len(body)
@@ -248,10 +247,12 @@ class StreamReply:
         if not self._done and not self._stream.closed:
             return
         for frame in self._after:
-            self._stream.put(frame)
+            self._stream.hold(frame)
             if frame.HasField("end"):
                 self._stream.replies.pop(self.invocation, None)
-        self._after.clear()
+        if self._after:
+            self._after.clear()
+            self._stream.outbox.flush()     # somebody waits: for an answer, or for what its end frees
 
     def _pump(self) -> None:
         """Sends what the credit allows."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
+import orjson
 import structlog
 
 from chassis.process import Tasks
@@ -186,11 +187,12 @@ class FunctionLogs:
 
 
 def _encode(lines: list[LogLine]) -> bytes:
-    rows = (
-        json.dumps({"timestamp": line.at_ms, "stream": line.stream, "message": line.message}, separators=(",", ":"))
+    return b"".join(
+        orjson.dumps(
+            {"timestamp": line.at_ms, "stream": line.stream, "message": line.message}, option=orjson.OPT_APPEND_NEWLINE
+        )
         for line in lines
     )
-    return ("\n".join(rows) + "\n").encode()
 
 
 def _parse(data: bytes) -> list[LogLine]:

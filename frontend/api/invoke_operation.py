@@ -266,6 +266,7 @@ def _trace(services: Services, given: str | None) -> str:
         if "Sampled=" not in trace:
             trace += ";Sampled=0"
     else:
-        seconds = int(services.clock.wall())
-        trace = f"Root=1-{seconds:08x}-{ids.hexadecimal(24)};Parent={ids.hexadecimal(16)};Sampled=0"
+        drawn = ids.hexadecimal(48)     # once: each draw is a system call
+        root = f"Root=1-{int(services.clock.wall()):08x}-{drawn[:24]}"
+        return f"{root};Parent={drawn[24:40]};Sampled=0;Lineage=1:{drawn[40:]}:0"
     return trace if "Lineage=" in trace else f"{trace};Lineage=1:{ids.hexadecimal(8)}:0"

@@ -22,28 +22,21 @@ class FrameWriter(Outbox[worker_pb2.InvokeFrames]):
     """
 
     def __init__(self, stream: Stream[worker_pb2.InvokeFrames, Any], *, limit: int = 10_000) -> None:
-        super().__init__(stream, combine=combine, limit=limit)
+        super().__init__(stream, limit=limit)
         self._bulk: deque[worker_pb2.InvokeFrame] = deque()
 
     def put_chunk(self, frame: worker_pb2.InvokeFrame) -> None:
         self._bulk.append(frame)  # bounded: credit bounds each invocation's share
         self._wake.set()
 
-    async def run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting or self._bulk:
-                batch, self._waiting = self._waiting, []
-                size = 0
-                while self._bulk and size < BATCH_BYTES:
-                    frame = self._bulk.popleft()
-                    size += len(frame.chunk.data)
-                    batch.append(frame)
-                await self._stream.send(combine(batch))
-            if self._closing:
-                return
-
-
-def combine(frames: list[worker_pb2.InvokeFrame]) -> worker_pb2.InvokeFrames:
-    return worker_pb2.InvokeFrames(frames=frames)
+    def _next(self) -> worker_pb2.InvokeFrames | None:
+        if not self._waiting and not self._bulk:
+            return None
+        batch = list(self._waiting)
+        self._waiting.clear()
+        size = 0
+        while self._bulk and size < BATCH_BYTES:
+            frame = self._bulk.popleft()
+            size += len(frame.chunk.data)
+            batch.append(frame)
+        return worker_pb2.InvokeFrames(frames=batch)

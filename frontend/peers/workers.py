@@ -231,10 +231,11 @@ class _Link:
         if len(payload) <= CHUNK_BYTES:
             start.payload = payload
             flight.sent = len(payload)
-        self._writer.put(_Frame(invocation=flight.invocation, start=start))
+        self._writer.hold(_Frame(invocation=flight.invocation, start=start))
         if flight.sent < len(payload):
             flight.credit = CREDIT_BYTES
             self._pump(flight)
+        self._writer.flush()
 
     def _pump(self, flight: Flight) -> None:
         """Sends as much of the payload as the worker is ready for."""

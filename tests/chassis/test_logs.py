@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from chassis.logs import LogLines
 from tests.small_disk import small_disk
 
@@ -63,3 +65,15 @@ def test_what_is_no_text_is_written_all_the_same(tmp_path):
     with (tmp_path / "log").open("w") as file:
         LogLines(file).write("a \udc80 b\n")
     assert (tmp_path / "log").read_text() == "a \\udc80 b\n"
+
+
+@pytest.mark.parametrize("value", ["\udc80", 2**70, {7: "seven"}, Path("/x")])
+def test_what_json_does_not_know_is_shown_all_the_same(tmp_path, value):
+    program = (
+        "import structlog; from pathlib import PosixPath; from chassis import logs; "
+        f"logs.configure(service='test', node='n1'); structlog.get_logger().info('odd', value={value!r})"
+    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    (line,) = said.splitlines()
+    assert json.loads(line)["event"] == "odd"
+    assert "value" in json.loads(line)

@@ -17,7 +17,7 @@ from chassis.faults import Fault, FaultCode
 from chassis.framed_network import FramedNetwork
 from chassis.grpc_network import GrpcNetwork, is_serving
 from chassis.memory_network import Fabric
-from chassis.rpc import Caller, Handlers, Network, Outbox, StreamNetwork, converse
+from chassis.rpc import Caller, Handlers, Network, Outbox, Prompt, StreamNetwork, converse
 from protos import counting_pb2, counting_rpc, frontend_pb2, frontend_rpc, worker_pb2, worker_rpc
 from tests.ports import free_port
 
@@ -122,6 +122,56 @@ async def break_of(stream) -> Fault:
     except Fault as fault:
         return fault
     pytest.fail("the stream finished instead of breaking")
+
+
+async def test_what_is_flushed_and_what_is_put_arrive_in_one_order(streams_of):
+    """From before the stream is open on, whether or not it can take a message at once."""
+    server = await serve_counting(streams_of)
+    channel = streams_of(FRONTEND).connect(server.address, service="counting")
+    stream = channel.stream(counting_rpc.FRONTEND)
+    outbox: Outbox[counting_pb2.FrontendMessage] = Outbox(stream)
+    got: list[int] = []
+
+    def on_message(answer):
+        got.append(answer.stamp.index)
+        if len(got) == 300:
+            outbox.close()
+            stream.cancel()
+
+    async def write():
+        for number in range(300):
+            message = counting_pb2.FrontendMessage(sequence=number)
+            if number % 3:
+                outbox.put(message)
+            else:
+                outbox.hold(message)
+                outbox.flush()
+            if number % 7 == 0:
+                await asyncio.sleep(0.001 * (number % 2))
+
+    writing = asyncio.create_task(write())
+    with pytest.raises(Fault):
+        await asyncio.wait_for(converse(stream, outbox, on_message), 60)
+    await writing
+    assert got == list(range(300))
+    await channel.close()
+    await server.close(0)
+
+
+@pytest.mark.parametrize("streams_of", ["memory", "framed"], indirect=True)
+async def test_what_is_flushed_waits_for_no_task(streams_of):
+    server = await serve_counting(streams_of)
+    channel = streams_of(FRONTEND).connect(server.address, service="counting")
+    stream = channel.stream(counting_rpc.FRONTEND)
+    await stream.send(counting_pb2.FrontendMessage(sequence=1))     # it is open by then
+    outbox: Outbox[counting_pb2.FrontendMessage] = Outbox(stream)   # nobody runs it
+    outbox.hold(counting_pb2.FrontendMessage(sequence=2))
+    outbox.flush()
+    async with asyncio.timeout(60):
+        assert [(await stream.receive()).stamp.index for _ in range(2)] == [1, 2]
+    stream.cancel()
+    await channel.close()
+    await server.close(0)
 
 
 async def test_the_serving_side_cuts_a_peer_that_does_not_read(streams_of):
@@ -426,6 +476,8 @@ async def test_a_framed_sender_waits_for_a_reader_that_is_slow(authority):
     sending = asyncio.get_running_loop().create_task(send())
     await asyncio.sleep(4.5)  # longer than a silent peer is borne: one that isn't read is not a silent one
     assert sent < len(messages)
+    assert isinstance(stream, Prompt)
+    assert not stream.free, "nothing is flushed into what isn't read"
     for message in messages:
         assert await stream.receive() == message
     await sending
