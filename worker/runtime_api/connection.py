@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self._url = b""
+        self._method = self._path = ""
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
         self._refusal: bytes | None = None
@@ -149,8 +150,9 @@ class Connection(asyncio.Protocol):
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        method, path = self._request_line()
-        self._refusal = self._session.begin(self, method, path)
+        self._method = self._parser.get_method().decode("latin-1")
+        self._path = self._url.split(b"?", 1)[0].decode("latin-1")
+        self._refusal = self._session.begin(self, self._method, self._path)
         self._limit = self._session.body_limit(self)
         if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -172,13 +174,9 @@ class Connection(asyncio.Protocol):
         if self._refusal is not None:
             self._write(self._refusal)
             return
-        method, path = self._request_line()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
-        answer = self._session.complete(self, method, path, body, oversized=self._received > self._limit)
+        oversized = self._received > self._limit
+        answer = self._session.complete(self, self._method, self._path, body, oversized=oversized)
         if answer is not None:
             self._write(answer)
-
-    def _request_line(self) -> tuple[str, str]:
-        path = self._url.split(b"?", 1)[0].decode("latin-1")
-        return self._parser.get_method().decode("latin-1"), path
