@@ -1,12 +1,14 @@
 """Reservations that this frontend keeps for a moment after an invocation, for the next one of the same function.
 
-Owns which reservation is taken next and when one is let go. A reservation that lingers holds no permit; the manager may
-recall it at any time, and the worker has the last word on it anyway (architecture: the worker arbitrates).
+Owns which reservation is taken next, by whom, and when one is let go. A reservation that lingers holds no permit; the
+manager may recall it at any time, and the worker has the last word on it anyway (architecture: the worker arbitrates).
 """
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from protos import common_pb2
 
@@ -26,15 +28,18 @@ SOON_S = 0.005
 class Held:
     """One reservation in this frontend's hands: in use, or lingering until its timer ends."""
 
-    __slots__ = ("key", "lender", "linger_s", "recalled", "reservation", "timer")
+    __slots__ = ("key", "lender", "linger_s", "pass_on_until", "recalled", "reservation", "timer")
 
     def __init__(
-        self, key: FunctionKey, reservation: common_pb2.Reservation, lender: Lender, linger_s: float
+        self, key: FunctionKey, reservation: common_pb2.Reservation, lender: Lender, linger_s: float,
+        pass_on_s: float = 0.0,
     ) -> None:
         self.key = key
         self.reservation = reservation
         self.lender = lender
         self.linger_s = linger_s
+        # Until then to requests that wait here, whoever else waits.
+        self.pass_on_until = asyncio.get_running_loop().time() + pass_on_s
         self.recalled = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -47,6 +52,7 @@ class Lingering:
         self._held: dict[str, Held] = {}    # by sandbox
         self._ending: dict[FunctionKey, dict[Held, None]] = {}     # in the order of their answers
         self._hoping: dict[FunctionKey, deque[asyncio.Future[Held | None]]] = {}    # for one that ends
+        self._asking: dict[FunctionKey, deque[asyncio.Future[Any]]] = {}    # a manager: for its reply, or one from here
 
     def __len__(self) -> int:
         return len(self._held)
@@ -73,8 +79,8 @@ class Lingering:
         """One that is about to be over and that nobody else hopes for; None where there is none, or not soon enough."""
         hoping = self._hoping.get(key)
         ending = self._ending.get(key)
-        if not ending or len(ending) <= (len(hoping) if hoping else 0):
-            return None
+        if not ending or len(ending) <= (len(hoping) if hoping else 0) or key in self._asking:
+            return None     # who asks the manager already was here before
         future: asyncio.Future[Held | None] = asyncio.get_running_loop().create_future()
         self._hoping.setdefault(key, deque()).append(future)
         try:
@@ -96,12 +102,34 @@ class Lingering:
         finally:
             self._forget(key, future)
 
+    @contextmanager
+    def asking(self, key: FunctionKey) -> Iterator["asyncio.Future[Any]"]:
+        """For one request's ask at a manager: a future for the reply, or for a reservation in these hands that is
+        passed on meanwhile, to the oldest request first."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        asking = self._asking.setdefault(key, deque())
+        asking.append(future)
+        try:
+            yield future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                got = future.result()
+                if isinstance(got, Held):
+                    self.keep(got)  # it came in the very turn of the cancellation
+            raise
+        finally:
+            asking.remove(future)
+            if not asking:
+                del self._asking[key]
+
     def hold(self, held: Held) -> None:
         """A new reservation, to be used at once."""
         self._held[held.reservation.sandbox] = held
 
     def keep(self, held: Held) -> None:
-        """Its invocation has ended: it lingers, unless it was recalled meanwhile."""
+        """Its invocation has ended: it is passed on, or lingers, unless it was recalled meanwhile."""
+        if not held.recalled and self._pass_on(held):
+            return
         if held.recalled or held.linger_s <= 0:
             self.let_go(held)
             return
@@ -140,6 +168,14 @@ class Lingering:
         for held in [held for idle in self._idle.values() for held in idle]:
             self._remove(held)
             self.let_go(held)
+
+    def _pass_on(self, held: Held) -> bool:
+        if asyncio.get_running_loop().time() < held.pass_on_until:
+            for future in self._asking.get(held.key, ()):
+                if not future.done():
+                    future.set_result(held)
+                    return True
+        return False
 
     def _expire(self, held: Held) -> None:
         self._remove(held)

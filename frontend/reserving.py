@@ -14,7 +14,7 @@ from chassis.faults import Fault
 from frontend.api.invoke_operation import MARGIN_S
 from frontend.api.ports import InvokeRequest, Throttled, Unavailable
 from frontend.functions import FunctionRecord
-from frontend.linger import Held, Lender, Lingering
+from frontend.linger import FunctionKey, Held, Lender, Lingering
 from frontend.peers.flight import Answered
 from frontend.peers.managers import Manager, Managers
 from frontend.phases import Phases
@@ -98,22 +98,21 @@ class Reserving:
             why = "no worker manager is active"
             if manager is not None:
                 try:
-                    link = self._managers.link(manager)
-                    reply = await link.reserve(invocation, self._ask(request))
+                    got = await self._asked(manager, request, invocation, phases)
                 except Fault as fault:
                     why = fault.message
                 else:
-                    if reply.HasField("reserved"):
-                        return self._held(record, reply.reserved, link, phases)
-                    if reply.refused.reason == _Refused.NOT_MINE and reply.refused.owner != manager.node:
-                        manager = self._managers.find(reply.refused.owner)
+                    if isinstance(got, Held):
+                        return got
+                    if got.reason == _Refused.NOT_MINE and got.owner != manager.node:
+                        manager = self._managers.find(got.owner)
                         hops += 1
                         if manager is not None and hops <= HOPS_MAX:
                             continue
-                    why = self._judge(request, reply.refused)
-                    if reply.refused.reason == _Refused.CREATE_FAILED:
-                        return _failed(reply.refused)
-                    if reply.refused.reason == _Refused.NO_CAPACITY:
+                    why = self._judge(request, got)
+                    if got.reason == _Refused.CREATE_FAILED:
+                        return _failed(got)
+                    if got.reason == _Refused.NO_CAPACITY:
                         give_up, limit_s = min(give_up, asked + SETTLE_S), SETTLE_S
                         self._pay(record, why)
             if self._copy.newest(record) is not record:
@@ -129,6 +128,20 @@ class Reserving:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
             manager = None
+
+    async def _asked(
+        self, manager: Manager, request: InvokeRequest, invocation: str, phases: Phases
+    ) -> "Held | _Refused":
+        """What the manager reserved or refused, or what this frontend passed on meanwhile. Raises Fault."""
+        link = self._managers.link(manager)
+        with self._lingering.asking(_key(request.function)) as answer:
+            reply = await link.reserve(invocation, self._ask(request), answer)
+        if isinstance(reply, Held):
+            return reply
+        if reply.HasField("reserved"):
+            return self._held(request.function, reply.reserved, link, phases)
+        refused: _Refused = reply.refused
+        return refused
 
     def _pay(self, record: FunctionRecord, why: str) -> None:
         """For another try at a full region, which rarely helps. Raises Unavailable when too many were tried.
@@ -156,8 +169,7 @@ class Reserving:
     ) -> Held:
         if reserved.cold:
             phases.made(reserved.phases)
-        key = (record.account, record.name, record.version, record.revision)
-        held = Held(key, reserved.reservation, lender, reserved.linger_s)
+        held = Held(_key(record), reserved.reservation, lender, reserved.linger_s, reserved.pass_on_s)
         self._lingering.hold(held)
         return held
 
@@ -196,6 +208,10 @@ class Reserving:
                 )
             case _:
                 return refused.message or reason.lower()
+
+
+def _key(record: FunctionRecord) -> FunctionKey:
+    return record.account, record.name, record.version, record.revision
 
 
 def _failed(refused: "_Refused") -> Answered:

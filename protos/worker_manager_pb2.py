@@ -26,7 +26,7 @@ from protos import common_pb2 as protos_dot_common__pb2
 from protos import worker_pb2 as protos_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/worker_manager.proto\x12\x17labda.worker_manager.v1\x1a\x13protos/common.proto\x1a\x13protos/worker.proto\"N\n\x10\x46rontendRequests\x12:\n\x08requests\x18\x01 \x03(\x0b\x32(.labda.worker_manager.v1.FrontendRequest\"\xfb\x05\n\x0f\x46rontendRequest\x12\x12\n\ninvocation\x18\x01 \x01(\t\x12?\n\x05hello\x18\x02 \x01(\x0b\x32..labda.worker_manager.v1.FrontendRequest.HelloH\x00\x12\x43\n\x07reserve\x18\x03 \x01(\x0b\x32\x30.labda.worker_manager.v1.FrontendRequest.ReserveH\x00\x12\x41\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32/.labda.worker_manager.v1.FrontendRequest.CancelH\x00\x12\x43\n\x07release\x18\x05 \x01(\x0b\x32\x30.labda.worker_manager.v1.FrontendRequest.ReleaseH\x00\x12\x43\n\x07revised\x18\x06 \x01(\x0b\x32\x30.labda.worker_manager.v1.FrontendRequest.RevisedH\x00\x1a\x19\n\x05Hello\x12\x10\n\x08\x66rontend\x18\x01 \x01(\t\x1a\xc6\x01\n\x07Reserve\x12-\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x1b.labda.common.v1.FunctionId\x12/\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1f.labda.worker.v1.FunctionConfig\x12+\n\x06ticket\x18\x03 \x01(\x0b\x32\x1b.labda.worker.v1.CodeTicket\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12\n\n\x02\x61z\x18\x05 \x01(\t\x12\x0e\n\x06unsure\x18\x06 \x01(\x08\x1a\x08\n\x06\x43\x61ncel\x1a,\n\x07Release\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x1aZ\n\x07Revised\x12-\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x1b.labda.common.v1.FunctionId\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\x12\x0f\n\x07vouched\x18\x03 \x01(\x08\x42\t\n\x07request\"H\n\x0eManagerReplies\x12\x36\n\x07replies\x18\x01 \x03(\x0b\x32%.labda.worker_manager.v1.ManagerReply\"\xb2\x06\n\x0cManagerReply\x12\x12\n\ninvocation\x18\x01 \x01(\t\x12\x42\n\x08reserved\x18\x02 \x01(\x0b\x32..labda.worker_manager.v1.ManagerReply.ReservedH\x00\x12@\n\x07refused\x18\x03 \x01(\x0b\x32-.labda.worker_manager.v1.ManagerReply.RefusedH\x00\x12>\n\x06recall\x18\x04 \x01(\x0b\x32,.labda.worker_manager.v1.ManagerReply.RecallH\x00\x12@\n\x07retired\x18\x05 \x01(\x0b\x32-.labda.worker_manager.v1.ManagerReply.RetiredH\x00\x1a\x8a\x01\n\x08Reserved\x12\x31\n\x0breservation\x18\x01 \x01(\x0b\x32\x1c.labda.common.v1.Reservation\x12\x0c\n\x04\x63old\x18\x02 \x01(\x08\x12+\n\x06phases\x18\x03 \x01(\x0b\x32\x1b.labda.worker.v1.ColdPhases\x12\x10\n\x08linger_s\x18\x04 \x01(\x01\x1a\xb7\x02\n\x07Refused\x12\x44\n\x06reason\x18\x01 \x01(\x0e\x32\x34.labda.worker_manager.v1.ManagerReply.Refused.Reason\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x12\n\nerror_type\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xa0\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0c\n\x08NOT_MINE\x10\x01\x12\x0f\n\x0bNO_CAPACITY\x10\x02\x12\x10\n\x0cSCALING_RATE\x10\x03\x12\x11\n\rCREATE_FAILED\x10\x04\x12\x08\n\x04SHED\x10\x05\x12\x0e\n\nNOT_ACTIVE\x10\x06\x12\x13\n\x0fUNKNOWN_RUNTIME\x10\x07\x12\x0b\n\x07REVISED\x10\x08\x1a\t\n\x07Retired\x1a+\n\x06Recall\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x42\x07\n\x05reply\"\x11\n\x0f\x44\x65scribeRequest\"\xb6\x05\n\x0e\x44\x65scribeAnswer\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x44\n\x07workers\x18\x02 \x03(\x0b\x32\x33.labda.worker_manager.v1.DescribeAnswer.WorkerLease\x12L\n\tfunctions\x18\x03 \x03(\x0b\x32\x39.labda.worker_manager.v1.DescribeAnswer.FunctionSandboxes\x1a\xad\x02\n\x0bWorkerLease\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\n\n\x02\x61z\x18\x03 \x01(\t\x12\r\n\x05lease\x18\x04 \x01(\x04\x12\x10\n\x08soft_end\x18\x05 \x01(\x01\x12\x10\n\x08hard_end\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12U\n\tsandboxes\x18\x08 \x03(\x0b\x32\x42.labda.worker_manager.v1.DescribeAnswer.WorkerLease.SandboxesEntry\x12\x11\n\tmemory_mb\x18\t \x01(\r\x12\x16\n\x0ememory_free_mb\x18\n \x01(\r\x1a\x30\n\x0eSandboxesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a\xd1\x01\n\x11\x46unctionSandboxes\x12-\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x1b.labda.common.v1.FunctionId\x12[\n\tsandboxes\x18\x02 \x03(\x0b\x32H.labda.worker_manager.v1.DescribeAnswer.FunctionSandboxes.SandboxesEntry\x1a\x30\n\x0eSandboxesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x32\xd1\x01\n\rWorkerManager\x12\x61\n\x07Reserve\x12).labda.worker_manager.v1.FrontendRequests\x1a\'.labda.worker_manager.v1.ManagerReplies(\x01\x30\x01\x12]\n\x08\x44\x65scribe\x12(.labda.worker_manager.v1.DescribeRequest\x1a\'.labda.worker_manager.v1.DescribeAnswerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/worker_manager.proto\x12\x17labda.worker_manager.v1\x1a\x13protos/common.proto\x1a\x13protos/worker.proto\"N\n\x10\x46rontendRequests\x12:\n\x08requests\x18\x01 \x03(\x0b\x32(.labda.worker_manager.v1.FrontendRequest\"\x8b\x06\n\x0f\x46rontendRequest\x12\x12\n\ninvocation\x18\x01 \x01(\t\x12?\n\x05hello\x18\x02 \x01(\x0b\x32..labda.worker_manager.v1.FrontendRequest.HelloH\x00\x12\x43\n\x07reserve\x18\x03 \x01(\x0b\x32\x30.labda.worker_manager.v1.FrontendRequest.ReserveH\x00\x12\x41\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32/.labda.worker_manager.v1.FrontendRequest.CancelH\x00\x12\x43\n\x07release\x18\x05 \x01(\x0b\x32\x30.labda.worker_manager.v1.FrontendRequest.ReleaseH\x00\x12\x43\n\x07revised\x18\x06 \x01(\x0b\x32\x30.labda.worker_manager.v1.FrontendRequest.RevisedH\x00\x1a\x19\n\x05Hello\x12\x10\n\x08\x66rontend\x18\x01 \x01(\t\x1a\xc6\x01\n\x07Reserve\x12-\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x1b.labda.common.v1.FunctionId\x12/\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1f.labda.worker.v1.FunctionConfig\x12+\n\x06ticket\x18\x03 \x01(\x0b\x32\x1b.labda.worker.v1.CodeTicket\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12\n\n\x02\x61z\x18\x05 \x01(\t\x12\x0e\n\x06unsure\x18\x06 \x01(\x08\x1a\x18\n\x06\x43\x61ncel\x12\x0e\n\x06served\x18\x01 \x01(\x08\x1a,\n\x07Release\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x1aZ\n\x07Revised\x12-\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x1b.labda.common.v1.FunctionId\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\x12\x0f\n\x07vouched\x18\x03 \x01(\x08\x42\t\n\x07request\"H\n\x0eManagerReplies\x12\x36\n\x07replies\x18\x01 \x03(\x0b\x32%.labda.worker_manager.v1.ManagerReply\"\xc5\x06\n\x0cManagerReply\x12\x12\n\ninvocation\x18\x01 \x01(\t\x12\x42\n\x08reserved\x18\x02 \x01(\x0b\x32..labda.worker_manager.v1.ManagerReply.ReservedH\x00\x12@\n\x07refused\x18\x03 \x01(\x0b\x32-.labda.worker_manager.v1.ManagerReply.RefusedH\x00\x12>\n\x06recall\x18\x04 \x01(\x0b\x32,.labda.worker_manager.v1.ManagerReply.RecallH\x00\x12@\n\x07retired\x18\x05 \x01(\x0b\x32-.labda.worker_manager.v1.ManagerReply.RetiredH\x00\x1a\x9d\x01\n\x08Reserved\x12\x31\n\x0breservation\x18\x01 \x01(\x0b\x32\x1c.labda.common.v1.Reservation\x12\x0c\n\x04\x63old\x18\x02 \x01(\x08\x12+\n\x06phases\x18\x03 \x01(\x0b\x32\x1b.labda.worker.v1.ColdPhases\x12\x10\n\x08linger_s\x18\x04 \x01(\x01\x12\x11\n\tpass_on_s\x18\x05 \x01(\x01\x1a\xb7\x02\n\x07Refused\x12\x44\n\x06reason\x18\x01 \x01(\x0e\x32\x34.labda.worker_manager.v1.ManagerReply.Refused.Reason\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x12\n\nerror_type\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xa0\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0c\n\x08NOT_MINE\x10\x01\x12\x0f\n\x0bNO_CAPACITY\x10\x02\x12\x10\n\x0cSCALING_RATE\x10\x03\x12\x11\n\rCREATE_FAILED\x10\x04\x12\x08\n\x04SHED\x10\x05\x12\x0e\n\nNOT_ACTIVE\x10\x06\x12\x13\n\x0fUNKNOWN_RUNTIME\x10\x07\x12\x0b\n\x07REVISED\x10\x08\x1a\t\n\x07Retired\x1a+\n\x06Recall\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x42\x07\n\x05reply\"\x11\n\x0f\x44\x65scribeRequest\"\xb6\x05\n\x0e\x44\x65scribeAnswer\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x44\n\x07workers\x18\x02 \x03(\x0b\x32\x33.labda.worker_manager.v1.DescribeAnswer.WorkerLease\x12L\n\tfunctions\x18\x03 \x03(\x0b\x32\x39.labda.worker_manager.v1.DescribeAnswer.FunctionSandboxes\x1a\xad\x02\n\x0bWorkerLease\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\n\n\x02\x61z\x18\x03 \x01(\t\x12\r\n\x05lease\x18\x04 \x01(\x04\x12\x10\n\x08soft_end\x18\x05 \x01(\x01\x12\x10\n\x08hard_end\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12U\n\tsandboxes\x18\x08 \x03(\x0b\x32\x42.labda.worker_manager.v1.DescribeAnswer.WorkerLease.SandboxesEntry\x12\x11\n\tmemory_mb\x18\t \x01(\r\x12\x16\n\x0ememory_free_mb\x18\n \x01(\r\x1a\x30\n\x0eSandboxesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a\xd1\x01\n\x11\x46unctionSandboxes\x12-\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x1b.labda.common.v1.FunctionId\x12[\n\tsandboxes\x18\x02 \x03(\x0b\x32H.labda.worker_manager.v1.DescribeAnswer.FunctionSandboxes.SandboxesEntry\x1a\x30\n\x0eSandboxesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x32\xd1\x01\n\rWorkerManager\x12\x61\n\x07Reserve\x12).labda.worker_manager.v1.FrontendRequests\x1a\'.labda.worker_manager.v1.ManagerReplies(\x01\x30\x01\x12]\n\x08\x44\x65scribe\x12(.labda.worker_manager.v1.DescribeRequest\x1a\'.labda.worker_manager.v1.DescribeAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,43 +40,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRONTENDREQUESTS']._serialized_start=98
   _globals['_FRONTENDREQUESTS']._serialized_end=176
   _globals['_FRONTENDREQUEST']._serialized_start=179
-  _globals['_FRONTENDREQUEST']._serialized_end=942
+  _globals['_FRONTENDREQUEST']._serialized_end=958
   _globals['_FRONTENDREQUEST_HELLO']._serialized_start=557
   _globals['_FRONTENDREQUEST_HELLO']._serialized_end=582
   _globals['_FRONTENDREQUEST_RESERVE']._serialized_start=585
   _globals['_FRONTENDREQUEST_RESERVE']._serialized_end=783
   _globals['_FRONTENDREQUEST_CANCEL']._serialized_start=785
-  _globals['_FRONTENDREQUEST_CANCEL']._serialized_end=793
-  _globals['_FRONTENDREQUEST_RELEASE']._serialized_start=795
-  _globals['_FRONTENDREQUEST_RELEASE']._serialized_end=839
-  _globals['_FRONTENDREQUEST_REVISED']._serialized_start=841
-  _globals['_FRONTENDREQUEST_REVISED']._serialized_end=931
-  _globals['_MANAGERREPLIES']._serialized_start=944
-  _globals['_MANAGERREPLIES']._serialized_end=1016
-  _globals['_MANAGERREPLY']._serialized_start=1019
-  _globals['_MANAGERREPLY']._serialized_end=1837
-  _globals['_MANAGERREPLY_RESERVED']._serialized_start=1320
-  _globals['_MANAGERREPLY_RESERVED']._serialized_end=1458
-  _globals['_MANAGERREPLY_REFUSED']._serialized_start=1461
-  _globals['_MANAGERREPLY_REFUSED']._serialized_end=1772
-  _globals['_MANAGERREPLY_REFUSED_REASON']._serialized_start=1612
-  _globals['_MANAGERREPLY_REFUSED_REASON']._serialized_end=1772
-  _globals['_MANAGERREPLY_RETIRED']._serialized_start=1774
-  _globals['_MANAGERREPLY_RETIRED']._serialized_end=1783
-  _globals['_MANAGERREPLY_RECALL']._serialized_start=1785
-  _globals['_MANAGERREPLY_RECALL']._serialized_end=1828
-  _globals['_DESCRIBEREQUEST']._serialized_start=1839
-  _globals['_DESCRIBEREQUEST']._serialized_end=1856
-  _globals['_DESCRIBEANSWER']._serialized_start=1859
-  _globals['_DESCRIBEANSWER']._serialized_end=2553
-  _globals['_DESCRIBEANSWER_WORKERLEASE']._serialized_start=2040
-  _globals['_DESCRIBEANSWER_WORKERLEASE']._serialized_end=2341
-  _globals['_DESCRIBEANSWER_WORKERLEASE_SANDBOXESENTRY']._serialized_start=2293
-  _globals['_DESCRIBEANSWER_WORKERLEASE_SANDBOXESENTRY']._serialized_end=2341
-  _globals['_DESCRIBEANSWER_FUNCTIONSANDBOXES']._serialized_start=2344
-  _globals['_DESCRIBEANSWER_FUNCTIONSANDBOXES']._serialized_end=2553
-  _globals['_DESCRIBEANSWER_FUNCTIONSANDBOXES_SANDBOXESENTRY']._serialized_start=2293
-  _globals['_DESCRIBEANSWER_FUNCTIONSANDBOXES_SANDBOXESENTRY']._serialized_end=2341
-  _globals['_WORKERMANAGER']._serialized_start=2556
-  _globals['_WORKERMANAGER']._serialized_end=2765
+  _globals['_FRONTENDREQUEST_CANCEL']._serialized_end=809
+  _globals['_FRONTENDREQUEST_RELEASE']._serialized_start=811
+  _globals['_FRONTENDREQUEST_RELEASE']._serialized_end=855
+  _globals['_FRONTENDREQUEST_REVISED']._serialized_start=857
+  _globals['_FRONTENDREQUEST_REVISED']._serialized_end=947
+  _globals['_MANAGERREPLIES']._serialized_start=960
+  _globals['_MANAGERREPLIES']._serialized_end=1032
+  _globals['_MANAGERREPLY']._serialized_start=1035
+  _globals['_MANAGERREPLY']._serialized_end=1872
+  _globals['_MANAGERREPLY_RESERVED']._serialized_start=1336
+  _globals['_MANAGERREPLY_RESERVED']._serialized_end=1493
+  _globals['_MANAGERREPLY_REFUSED']._serialized_start=1496
+  _globals['_MANAGERREPLY_REFUSED']._serialized_end=1807
+  _globals['_MANAGERREPLY_REFUSED_REASON']._serialized_start=1647
+  _globals['_MANAGERREPLY_REFUSED_REASON']._serialized_end=1807
+  _globals['_MANAGERREPLY_RETIRED']._serialized_start=1809
+  _globals['_MANAGERREPLY_RETIRED']._serialized_end=1818
+  _globals['_MANAGERREPLY_RECALL']._serialized_start=1820
+  _globals['_MANAGERREPLY_RECALL']._serialized_end=1863
+  _globals['_DESCRIBEREQUEST']._serialized_start=1874
+  _globals['_DESCRIBEREQUEST']._serialized_end=1891
+  _globals['_DESCRIBEANSWER']._serialized_start=1894
+  _globals['_DESCRIBEANSWER']._serialized_end=2588
+  _globals['_DESCRIBEANSWER_WORKERLEASE']._serialized_start=2075
+  _globals['_DESCRIBEANSWER_WORKERLEASE']._serialized_end=2376
+  _globals['_DESCRIBEANSWER_WORKERLEASE_SANDBOXESENTRY']._serialized_start=2328
+  _globals['_DESCRIBEANSWER_WORKERLEASE_SANDBOXESENTRY']._serialized_end=2376
+  _globals['_DESCRIBEANSWER_FUNCTIONSANDBOXES']._serialized_start=2379
+  _globals['_DESCRIBEANSWER_FUNCTIONSANDBOXES']._serialized_end=2588
+  _globals['_DESCRIBEANSWER_FUNCTIONSANDBOXES_SANDBOXESENTRY']._serialized_start=2328
+  _globals['_DESCRIBEANSWER_FUNCTIONSANDBOXES_SANDBOXESENTRY']._serialized_end=2376
+  _globals['_WORKERMANAGER']._serialized_start=2591
+  _globals['_WORKERMANAGER']._serialized_end=2800
 # @@protoc_insertion_point(module_scope)

@@ -102,14 +102,21 @@ class FrontendRequest(_message.Message):
 
     @_typing.final
     class Cancel(_message.Message):
+        """the waiter is gone; a sandbox that starts for it is kept"""
+
         DESCRIPTOR: _descriptor.Descriptor
 
+        SERVED_FIELD_NUMBER: _builtins.int
+        served: _builtins.bool
+        """under a reservation that its frontend passed on"""
         def __init__(
             self,
+            *,
+            served: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["served", b"served"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,9 +240,12 @@ class ManagerReply(_message.Message):
         COLD_FIELD_NUMBER: _builtins.int
         PHASES_FIELD_NUMBER: _builtins.int
         LINGER_S_FIELD_NUMBER: _builtins.int
+        PASS_ON_S_FIELD_NUMBER: _builtins.int
         cold: _builtins.bool
         linger_s: _builtins.float
         """for how long after an END the frontend may start again under it"""
+        pass_on_s: _builtins.float
+        """from now on for so long: to requests of its own that wait, whoever else waits"""
         @_builtins.property
         def reservation(self) -> _common_pb2.Reservation: ...
         @_builtins.property
@@ -247,10 +257,11 @@ class ManagerReply(_message.Message):
             cold: _builtins.bool = ...,
             phases: _worker_pb2.ColdPhases | None = ...,
             linger_s: _builtins.float = ...,
+            pass_on_s: _builtins.float = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["phases", b"phases", "reservation", b"reservation"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "linger_s", b"linger_s", "phases", b"phases", "reservation", b"reservation"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "linger_s", b"linger_s", "pass_on_s", b"pass_on_s", "phases", b"phases", "reservation", b"reservation"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

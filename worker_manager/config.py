@@ -11,6 +11,7 @@ from chassis.config import NodeConfig
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
     linger_s: float = 0.05              # for how long after an END the frontend may start again without asking
+    pass_on_s: float = 0.3              # for how long a frontend's own go first where requests wait for a sandbox
     release_grace_s: float = 0.2        # on top, for its Release to arrive; then the reservation is taken back
     unstarted_s: float = 5.0            # a reservation under which nothing began by then is taken back
     idle_s: float = 600.0               # idle sandboxes are destroyed after this
@@ -30,6 +31,8 @@ class PoolConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.linger_s <= 1:
             raise ValueError(f"linger_s is {self.linger_s}, it must lie between 0 and 1: it holds sandboxes back")
+        if not 0 <= self.pass_on_s <= 1:
+            raise ValueError(f"pass_on_s is {self.pass_on_s}, it must lie between 0 and 1: others wait so long")
         if self.unstarted_s <= self.linger_s + self.release_grace_s:
             raise ValueError("unstarted_s must be longer than linger_s and release_grace_s together")
         if self.scaling_burst < 1 or self.scaling_per_s <= 0:

@@ -128,6 +128,8 @@ class ManagerCore:
                 waiter = self.supply.waiting.get(event.frontend, event.cause)
                 if waiter is not None:
                     self.supply.waiting.remove(waiter)
+                    if event.served:
+                        self.supply.waiting.pace.count(waiter.event.function, now)
                 self.supply.revisions.drop(event.frontend, event.cause)
             case Release():
                 self._release(event, now)
@@ -240,20 +242,22 @@ class ManagerCore:
     def _came_free(self, sandbox: Sandbox, now: float) -> None:
         """The holder's run has ended: it may keep the sandbox for the linger, unless somebody needs it."""
         supply = self.supply
-        over = not sandbox.holder or sandbox.released or sandbox.linger_s == 0 or sandbox.held < sandbox.sequence
-        if over:
+        passes_on = now < sandbox.pass_on_until + self._config.release_grace_s  # until its word, on the way already
+        goes_on = passes_on or sandbox.linger_s > 0
+        if not sandbox.holder or sandbox.released or not goes_on or sandbox.held < sandbox.sequence:
             supply.sandboxes.move(sandbox, Idle, now)
             supply.offer(sandbox, now)
             return
         sandbox.idle_since = now
         closed = supply.leases[sandbox.worker].state is not LeaseState.USABLE or supply.outdated(sandbox.function)
         uncovered = supply.waiting.count(sandbox.function) > supply.sandboxes.recalled(sandbox.function)
-        wanted = uncovered or supply.room.claimant(sandbox, wanted=False) is not None
+        wanted = (uncovered and not passes_on) or supply.room.claimant(sandbox, wanted=False) is not None
         if closed or wanted:
             # The word is a little old: a holder that runs again meanwhile goes on, unless nothing may start here.
             supply.take_back(sandbox, now, gently=not closed)
         else:
-            supply.sandboxes.linger(sandbox)
+            if not passes_on:
+                supply.sandboxes.linger(sandbox)
             self.supply.timers.set(("sandbox", sandbox.name), self._taken_back_at(sandbox))
 
     # ------------------------------------------------------------ role, region, time

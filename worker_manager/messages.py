@@ -57,10 +57,12 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """The waiter is gone; a sandbox that starts for it is kept."""
+    """The waiter is gone; a sandbox that starts for it is kept. ``served``: under a reservation that its
+    frontend passed on."""
 
     frontend: str
     cause: str
+    served: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +304,7 @@ class Reserved:
     sandbox: str
     sequence: int
     linger_s: float
+    pass_on_s: float = 0.0
     cold: bool = False
     phases: Phases = Phases()
 

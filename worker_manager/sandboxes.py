@@ -79,8 +79,9 @@ class Sandbox:
 
     __slots__ = (
         "asked_at", "az", "busy", "cause", "deadline_at", "function", "gently", "held", "holder", "idle_since",
-        "linger_s", "making_room", "memory_mb", "name", "order", "place_ms", "ranking", "refusal", "released",
-        "reserved_at", "room_on", "runtime", "sequence", "short", "started_at", "state", "story", "tried", "worker",
+        "linger_s", "making_room", "memory_mb", "name", "order", "pass_on_until", "place_ms", "ranking", "refusal",
+        "released", "reserved_at", "room_on", "runtime", "sequence", "short", "started_at", "state", "story", "tried",
+        "worker",
     )
 
     def __init__(self, name: str, function: FunctionKey, memory_mb: int, state: State) -> None:
@@ -112,6 +113,7 @@ class Sandbox:
         self.making_room = False         # recalled to go
         self.gently = False              # it is being taken back only if its holder keeps it without using it
         self.linger_s = 0.0
+        self.pass_on_until = float("-inf")  # its holder's own requests go first until then
         self.reserved_at = 0.0
         self.idle_since: float | None = None   # lingering or idle since
         self.story = Story()
@@ -166,7 +168,7 @@ class Sandboxes:
         before, sandbox.state = sandbox.state, STATES.next(sandbox.state, event, sandbox.story)
         _drop(self._lingering, sandbox.function, sandbox.name)
         _drop(self._perhaps, sandbox.function, sandbox.name)
-        if event is Reserved:
+        if event is Reserved and sandbox.pass_on_until <= now:
             self._perhaps.setdefault(sandbox.function, {})[sandbox.name] = sandbox
         if sandbox.state is before:
             return

@@ -4,7 +4,7 @@ Owns the queues, how fast they move, which account gives way when they are full,
 sandboxes.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -38,6 +38,7 @@ class Waiting:
         self._by_key: dict[tuple[str, str], Waiter] = {}
         self._queues: dict[FunctionKey, dict[tuple[str, str], Waiter]] = {}
         self._accounts: dict[str, dict[tuple[str, str], Waiter]] = {}
+        self._frontends: Counter[tuple[FunctionKey, str]] = Counter()
         self.pace = Pace()
 
     def __len__(self) -> int:
@@ -92,6 +93,7 @@ class Waiting:
         self._by_key[waiter.key] = waiter
         self._queues.setdefault(waiter.event.function, {})[waiter.key] = waiter
         self._accounts.setdefault(waiter.event.function.account, {})[waiter.key] = waiter
+        self._frontends[waiter.event.function, waiter.event.frontend] += 1
 
     def get(self, frontend: str, cause: str) -> Waiter | None:
         return self._by_key.get((frontend, cause))
@@ -101,6 +103,12 @@ class Waiting:
         function = waiter.event.function
         _drop(self._queues, function, waiter.key)
         _drop(self._accounts, function.account, waiter.key)
+        self._frontends[function, waiter.event.frontend] -= 1
+        if not self._frontends[function, waiter.event.frontend]:
+            del self._frontends[function, waiter.event.frontend]
+
+    def waits_at(self, frontend: str, function: FunctionKey) -> bool:
+        return self._frontends[function, frontend] > 0
 
     def count(self, function: FunctionKey) -> int:
         return len(self._queues.get(function, ()))
@@ -132,6 +140,8 @@ class Waiting:
         for index in (self._queues, self._accounts):
             assert sum(map(len, index.values())) == len(self._by_key), "a waiter is indexed wrongly"
             assert all(index.values()), "an empty queue is kept"
+        counted = Counter((waiter.event.function, waiter.event.frontend) for waiter in self._by_key.values())
+        assert counted == self._frontends, "waiters are counted wrongly"
         assert len(self._by_key) <= self._config.waiting_max, f"{len(self._by_key)} wait"
 
 

@@ -62,7 +62,7 @@ def frontend_event(request: worker_manager_pb2.FrontendRequest, frontend: str, d
                 ),
             )
         case "cancel":
-            return messages.Cancel(frontend=frontend, cause=cause)
+            return messages.Cancel(frontend=frontend, cause=cause, served=request.cancel.served)
         case "release":
             return messages.Release(
                 frontend=frontend, sandbox=request.release.sandbox, sequence=request.release.sequence, cause=cause
@@ -82,6 +82,7 @@ def reply_of(effect: Reserved | Refused | Retired | Recall) -> worker_manager_pb
     match effect:
         case Reserved():
             reply.reserved.linger_s = effect.linger_s
+            reply.reserved.pass_on_s = effect.pass_on_s
             reply.reserved.cold = effect.cold
             reply.reserved.reservation.CopyFrom(common_pb2.Reservation(
                 worker=effect.worker, address=effect.address, lease=effect.lease, sandbox=effect.sandbox,

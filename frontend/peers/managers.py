@@ -7,6 +7,7 @@ reservation (linger.py, invoke.py). A reservation starts nothing: asking again a
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -138,33 +139,46 @@ class ManagerLink:
         self._stream = self._channel.stream(worker_manager_rpc.RESERVE)
         self._outbox: Outbox[worker_manager_pb2.FrontendRequests] = Outbox(self._stream, combine=_combine)
         self._on_recall = on_recall
-        self._waiting: dict[str, asyncio.Future[_Reply]] = {}
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
         self.put(_Request(hello=_Request.Hello(frontend=node)))
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def reserve(self, invocation: str, reserve: "_Request.Reserve") -> "_Reply":
-        """The manager's reply. Raises Fault (definite) when the stream breaks; a cancelled one leaves none behind."""
-        return await self.ask(_Request(invocation=invocation, reserve=reserve))
+    async def reserve(self, invocation: str, reserve: "_Request.Reserve", answer: "asyncio.Future[Any]") -> Any:
+        """The manager's reply, or whatever else ``answer`` is settled with: then the ask is withdrawn.
+
+        Raises Fault (definite) when the stream breaks; a cancelled one leaves none behind.
+        """
+        return await self._ask(_Request(invocation=invocation, reserve=reserve), answer)
 
     async def ask(self, request: "_Request") -> "_Reply":
+        reply: _Reply = await self._ask(request, asyncio.get_running_loop().create_future())
+        return reply
+
+    async def _ask(self, request: "_Request", answer: "asyncio.Future[Any]") -> Any:
         invocation = request.invocation
-        future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[invocation] = future
+        self._waiting[invocation] = answer
         self.put(request)
         try:
-            return await future
+            outcome = await answer
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self._let_go(future.result())
+            replied = answer.done() and not answer.cancelled() and answer.exception() is None
+            if replied and isinstance(answer.result(), _Reply):
+                self._let_go(answer.result())
             else:
-                self.put(_Request(invocation=invocation, cancel=_Request.Cancel()))
+                self._withdraw(invocation)
             raise
         finally:
             self._waiting.pop(invocation, None)
-            del future  # a fault's traceback refers to this frame: through it, to itself
+            del answer  # a fault's traceback refers to this frame: through it, to itself
+        if not isinstance(outcome, _Reply):
+            self._withdraw(invocation, served=True)
+        return outcome
+
+    def _withdraw(self, invocation: str, *, served: bool = False) -> None:
+        self.put(_Request(invocation=invocation, cancel=_Request.Cancel(served=served)))
 
     def release(self, sandbox: str, sequence: int) -> None:
         """The reservation is not needed any more; batched with whatever else goes out in this turn."""
@@ -179,7 +193,7 @@ class ManagerLink:
         for invocation, future in self._waiting.items():
             if not future.done():
                 future.set_exception(Fault(f"manager {self.manager.node}: {reason}", definite=True))
-                self.put(_Request(invocation=invocation, cancel=_Request.Cancel()))
+                self._withdraw(invocation)
 
     async def run(self) -> None:
         reason = "it closed the stream"

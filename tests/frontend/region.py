@@ -187,10 +187,12 @@ class MemoryManager:
         self.node = node
         self.workers = workers
         self.linger_s = linger_s
+        self.pass_on_s = 0.0
         self.sandboxes: dict[str, Sandbox] = {}
         self.refusals: list[worker_manager_pb2.ManagerReply.Refused] = []
-        self.made = 0
+        self.asked = self.made = 0
         self.cancelled: list[str] = []
+        self.served: list[str] = []     # of those: under a reservation that was passed on
         self.revised: list[worker_manager_pb2.FrontendRequest.Revised] = []
         self.hold: asyncio.Event | None = None    # set: reservations wait for it
         self.tasks = Tasks()
@@ -216,6 +218,8 @@ class MemoryManager:
                             sandbox.holder = None
                     case "cancel":
                         self.cancelled.append(request.invocation)
+                        if request.cancel.served:
+                            self.served.append(request.invocation)
                     case "revised":
                         self.revised.append(request.revised)
                         if request.invocation:
@@ -226,6 +230,7 @@ class MemoryManager:
         await converse(stream, outbox, hear)
 
     async def serve(self, outbox, request) -> None:
+        self.asked += 1
         if self.hold is not None:
             await self.hold.wait()
         if self.refusals:
@@ -251,7 +256,7 @@ class MemoryManager:
                 worker=sandbox.worker.node, address=sandbox.worker.address, incarnation=sandbox.worker.incarnation,
                 lease=1, sandbox=sandbox.name, sequence=sandbox.sequence,
             ),
-            cold=cold, linger_s=self.linger_s,
+            cold=cold, linger_s=self.linger_s, pass_on_s=self.pass_on_s,
             phases=COLD if cold else None,
         )
         outbox.put(worker_manager_pb2.ManagerReply(invocation=request.invocation, reserved=reply))

@@ -53,6 +53,26 @@ async def test_cold_then_warm_without_the_manager():
         await until(lambda: sandbox.holder is None)  # the linger is over: the manager was told
 
 
+async def test_while_the_manager_has_nothing_a_sandbox_is_passed_on_from_request_to_request():
+    async with region(linger_s=0.0) as made:
+        made.manager.pass_on_s = 60.0
+        made.workers[0].hold = results = asyncio.Event()
+        invokes = [asyncio.create_task(made.invoke(b"0", request_id="r0"))]
+        await until(lambda: made.manager.made == 1)
+        made.manager.hold = asyncio.Event()
+        invokes += [asyncio.create_task(made.invoke(str(n).encode(), request_id=f"r{n}")) for n in range(1, 6)]
+        await until(lambda: made.manager.asked == 6)
+        results.set()
+        answers = await asyncio.gather(*invokes)
+        assert [answer.payload for answer in answers] == [str(n).encode() for n in range(6)]
+        assert made.manager.made == 1
+        await until(lambda: made.manager.served == [f"r{n}" for n in range(1, 6)])
+        await until(lambda: made.manager.sandboxes["s1"].holder is None)    # nobody is left: it went back
+        made.manager.hold.set()     # what the manager answers all the same is let go at once
+        await until(lambda: made.manager.sandboxes["s1"].sequence == 2)
+        await until(lambda: all(sandbox.holder is None for sandbox in made.manager.sandboxes.values()))
+
+
 async def test_concurrent_requests_get_a_sandbox_each_and_their_own_answers():
     async with region(limit=20) as made:
         answers = await asyncio.gather(*(made.invoke(str(n).encode()) for n in range(20)))

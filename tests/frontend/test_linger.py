@@ -24,8 +24,10 @@ def lender():
     return Lender()
 
 
-def in_use(lingering: Lingering, lender: Lender, sandbox: str, *, linger_s: float = 5.0) -> Held:
-    held = Held(KEY, common_pb2.Reservation(sandbox=sandbox, sequence=1), lender, linger_s)
+def in_use(
+    lingering: Lingering, lender: Lender, sandbox: str, *, linger_s: float = 5.0, pass_on_s: float = 0.0
+) -> Held:
+    held = Held(KEY, common_pb2.Reservation(sandbox=sandbox, sequence=1), lender, linger_s, pass_on_s)
     lingering.hold(held)
     return held
 
@@ -103,3 +105,59 @@ async def test_who_gives_up_in_the_turn_of_the_end_leaves_the_sandbox_to_the_nex
     assert lingering.take(KEY) is held
     lingering.let_go(held)
     assert lender.released == ["a"]
+
+
+async def test_a_reservation_is_passed_on_to_who_asks_longest_then_goes_back(lender):
+    lingering = Lingering()
+    held = in_use(lingering, lender, "a", linger_s=0.0, pass_on_s=5.0)
+    with lingering.asking(KEY) as first, lingering.asking(KEY) as second:
+        lingering.keep(held)
+        assert first.result() is held
+        assert not second.done()
+        lingering.keep(held)
+        assert second.result() is held
+        assert lender.released == []
+    lingering.keep(held)
+    assert lender.released == ["a"]
+
+
+@pytest.mark.parametrize("why", ["its time is up", "recalled", "another function"])
+async def test_a_reservation_that_may_not_be_passed_on_goes_back(lender, why):
+    lingering = Lingering()
+    held = in_use(lingering, lender, "a", linger_s=0.0, pass_on_s=0.0 if why == "its time is up" else 5.0)
+    if why == "recalled":
+        lingering.recall("a", 1)
+    other = ("000000000000", "g", "$LATEST", 1)
+    with lingering.asking(other if why == "another function" else KEY) as asking:
+        lingering.keep(held)
+        assert not asking.done()
+    assert lender.released == ["a"]
+
+
+async def test_who_is_cancelled_as_it_is_passed_on_leaves_it_to_the_next(lender):
+    lingering = Lingering()
+    held = in_use(lingering, lender, "a", linger_s=0.0, pass_on_s=5.0)
+    got: list[Held] = []
+
+    async def ask() -> None:
+        with lingering.asking(KEY) as future:
+            got.append(await future)
+
+    first, second = (asyncio.get_running_loop().create_task(ask()) for _ in range(2))
+    await turn()
+    lingering.keep(held)
+    first.cancel()
+    await asyncio.wait([first, second])
+    assert first.cancelled()
+    assert got == [held]
+    assert lender.released == []
+
+
+async def test_who_comes_later_does_not_hope_before_those_who_ask(lender):
+    lingering = Lingering()
+    held = in_use(lingering, lender, "a", pass_on_s=5.0)
+    lingering.ends(held)
+    with lingering.asking(KEY) as asking:
+        assert await lingering.soon(KEY) is None
+        lingering.keep(held)
+        assert asking.result() is held

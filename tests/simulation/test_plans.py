@@ -230,7 +230,8 @@ def test_two_leaders_of_a_term_and_two_entries_of_an_index_are_found():
         return line(node, 1.0, {"type": "Led", "term": term})
 
     def committed(node, index, number):
-        return line(node, 2.0, {"type": "Committed", "index": index, "batch": {"number": number, "commands": []}})
+        batch = {"number": number, "commands": []}
+        return line(node, 2.0, {"type": "Committed", "index": index, "batch": batch, "results": []})
 
     assert found(traced(led("counting-az1", 1), led("counting-az2", 2), led("counting-az1", 1))) == []
     assert found(traced(led("counting-az1", 1), led("counting-az2", 1))) == [14]

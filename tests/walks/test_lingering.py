@@ -1,12 +1,14 @@
 """Random walks of the reservations that a frontend keeps: each goes back once, and a recalled one is not used."""
 
 import asyncio
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from frontend.linger import Held, Lingering
+from frontend.linger import FunctionKey, Held, Lingering
 from protos import common_pb2
 from simulation.loop import VirtualLoop
 from tests.walking import walk
@@ -36,6 +38,7 @@ class Walk(RuleBasedStateMachine):
         self.managers = [Manager(), Manager()]
         self.used: list[Held] = []                  # an invocation runs under it
         self.idle: dict[int, tuple[Held, float]] = {}   # lingers, until when
+        self.asking: list[tuple[FunctionKey, AbstractContextManager[Any], asyncio.Future[Any]]] = []
         self.lent: dict[str, int] = {}              # sandbox -> sequence
         self.expected: list[list[tuple[str, int]]] = [[], []]
 
@@ -51,14 +54,14 @@ class Walk(RuleBasedStateMachine):
         manager = next(i for i, one in enumerate(self.managers) if one is held.lender)
         self.expected[manager].append((held.reservation.sandbox, held.reservation.sequence))
 
-    @rule(number=st.integers(0, 5), manager=st.integers(0, 1))
-    def is_lent(self, number, manager):
+    @rule(number=st.integers(0, 5), manager=st.integers(0, 1), pass_on_s=st.sampled_from([0.0, 0.04]))
+    def is_lent(self, number, manager, pass_on_s):
         sandbox, key = f"s{number}", KEYS[number % 3]
         if any(held.reservation.sandbox == sandbox for held in [*self.used, *(h for h, _ in self.idle.values())]):
             return
         self.lent[sandbox] = self.lent.get(sandbox, 0) + 1
         reservation = common_pb2.Reservation(sandbox=sandbox, sequence=self.lent[sandbox])
-        held = Held(key, reservation, self.managers[manager], LINGER_S)
+        held = self.run(lambda: Held(key, reservation, self.managers[manager], LINGER_S, pass_on_s))
         self.run(lambda: self.lingering.hold(held))
         self.used.append(held)
 
@@ -66,11 +69,30 @@ class Walk(RuleBasedStateMachine):
     @rule(pick=PICK)
     def invocation_ends(self, pick):
         held = self.used.pop(pick % len(self.used))
+        waits = [one for one in self.asking if one[0] == held.key]
         if held.recalled:
             self.goes_back(held)
+        elif waits and self.loop.time() < held.pass_on_until:
+            self.run(lambda: self.lingering.keep(held))
+            assert waits[0][2].result() is held, "not passed on to the oldest"
+            self.stops_asking(self.asking.index(waits[0]))
+            self.used.append(held)
+            return
         else:
             self.idle[id(held)] = (held, self.loop.time() + LINGER_S)
         self.run(lambda: self.lingering.keep(held))
+
+    @rule(key=st.sampled_from(KEYS))
+    def asks_the_manager(self, key):
+        asking = self.run(lambda: self.lingering.asking(key))
+        self.asking.append((key, asking, self.run(asking.__enter__)))
+
+    @precondition(lambda self: self.asking)
+    @rule(pick=PICK)
+    def stops_asking(self, pick):
+        """It has the manager's reply, or what was passed on to it, or its client has gone."""
+        _, asking, _ = self.asking.pop(pick % len(self.asking))
+        self.run(lambda: asking.__exit__(None, None, None))
 
     @rule(key=st.sampled_from(KEYS))
     def is_taken(self, key):
@@ -114,6 +136,10 @@ class Walk(RuleBasedStateMachine):
                 del self.idle[id(one)]
                 self.goes_back(one)
         self.run(lambda: None, seconds)
+
+    @invariant()
+    def nobody_has_two(self):
+        assert not any(future.done() for _, _, future in self.asking)
 
     @invariant()
     def each_goes_back_once(self):

@@ -83,8 +83,8 @@ def test_no_storm(story):
         (1.0, reserve("a")), (1.0, reserve("b")), (1.0, reserve("c")),
         (1.0, placed("a", W1)), (1.0, placed("b", W2)), (1.0, placed("c", W1)),
         (1.1, ready("c")), (1.1, busy("c")),
-        "It runs short: it is free again before the others are ready, and takes the next. No linger: others wait.",
-        (1.15, idle("c")), (1.15, busy("c", 2)),
+        "It runs short: it is free again before the others are ready, and its frontend serves the next with it.",
+        (1.15, idle("c")), (1.15, Cancel(frontend=FRONT, cause="b", served=True)), (1.15, busy("c")),
         (1.2, ready("b", W2)),
         "Nobody waits for the third: it is kept.",
         (1.3, ready("a")),
@@ -218,12 +218,29 @@ def test_a_worker_starts_few_at_a_time(story):
         "A is ready and serves the oldest; another starts.",
         (1.1, ready("a")),
         "A serves one after the other: in the end nobody waits for what was still to come.",
-        (1.11, busy("a")), (1.12, idle("a")),
-        (1.13, busy("a", 2)), (1.14, idle("a", 2)),
+        (1.11, busy("a")), (1.12, idle("a")), (1.12, Cancel(frontend=FRONT, cause="b", served=True)),
+        (1.13, busy("a")), (1.13, Cancel(frontend=FRONT, cause="c", served=True)), (1.14, idle("a")),
         (1.2, ready("b")),
         "A start that takes long waits for its own init: the next may begin.",
         (2.0, reserve("d", name="g")), (2.0, placed("d", W1)), (2.0, reserve("e", name="h")), (2.0, placed("e", W1)),
         (3.1, Tick()),
+    ])
+
+
+def test_where_requests_wait_a_frontends_own_go_first_for_a_moment(story):
+    other = "frontend-az2"
+    core = new_core(W1, memory_mb=128)
+    feed(core, [(1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, reserve("b")), (1.0, reserve("x", frontend=other)),
+                (1.0, reserve("c")), (1.0, reserve("d")), (1.0, reserve("y", frontend=other))])
+    story(core, [
+        "The worker has room for one sandbox. Its first holder's requests go before the other frontend's older one.",
+        (1.1, ready("a")), (1.1, busy("a")),
+        (1.15, idle("a")), (1.15, Cancel(frontend=FRONT, cause="b", served=True)), (1.15, busy("a")),
+        (1.2, idle("a")), (1.2, Cancel(frontend=FRONT, cause="c", served=True)), (1.2, busy("a")),
+        "Its time is up, and it gives the sandbox back: the oldest is next, whose frontend has another one that waits.",
+        (1.5, idle("a")), (1.5, release("a", 1)), (1.51, busy("a", 2)),
+        "That one neither passes it on nor gives it back, and loses it.",
+        (1.55, idle("a", 2)), (1.76, Tick()), (1.77, raised("a", 3)),
     ])
 
 
