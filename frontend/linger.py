@@ -119,6 +119,7 @@ class Lingering:
             raise
         finally:
             asking.remove(future)
+            del future      # a fault's traceback refers to this frame: through it, to itself
             if not asking:
                 del self._asking[key]
 

@@ -135,7 +135,9 @@ class Reserving:
         """What the manager reserved or refused, or what this frontend passed on meanwhile. Raises Fault."""
         link = self._managers.link(manager)
         with self._lingering.asking(_key(request.function)) as answer:
-            reply = await link.reserve(invocation, self._ask(request), answer)
+            asked = link.reserve(invocation, self._ask(request), answer)
+            del answer      # as in ``asking``
+            reply = await asked
         if isinstance(reply, Held):
             return reply
         if reply.HasField("reserved"):

@@ -5,7 +5,7 @@ reservation (linger.py, invoke.py). A reservation starts nothing: asking again a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,12 +146,14 @@ class ManagerLink:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def reserve(self, invocation: str, reserve: "_Request.Reserve", answer: "asyncio.Future[Any]") -> Any:
+    def reserve(
+        self, invocation: str, reserve: "_Request.Reserve", answer: "asyncio.Future[Any]"
+    ) -> Coroutine[Any, Any, Any]:
         """The manager's reply, or whatever else ``answer`` is settled with: then the ask is withdrawn.
 
         Raises Fault (definite) when the stream breaks; a cancelled one leaves none behind.
         """
-        return await self._ask(_Request(invocation=invocation, reserve=reserve), answer)
+        return self._ask(_Request(invocation=invocation, reserve=reserve), answer)
 
     async def ask(self, request: "_Request") -> "_Reply":
         reply: _Reply = await self._ask(request, asyncio.get_running_loop().create_future())

@@ -146,6 +146,21 @@ async def test_a_refused_request_leaves_nothing_to_the_collector(collected, monk
         await first
 
 
+async def test_a_request_whose_manager_went_leaves_nothing_to_the_collector(collected, monkeypatch):
+    monkeypatch.setattr(departure, "WATCH_AFTER_S", 0.0)
+    async with region() as made:
+        made.manager.hold = asyncio.Event()
+        asked = asyncio.create_task(made.invoke(b"{}", within_s=2.0))
+        await until(lambda: made.manager.asked == 1)
+        for pipe in list(made.servers["manager-1"].pipes):
+            pipe.break_off()
+        with pytest.raises(Unavailable):
+            await asked
+        del asked
+        await asyncio.sleep(0)
+        assert not collected()
+
+
 async def test_an_idle_permit_is_recalled_from_the_other_frontend():
     async with region(limit=1, frontends=2) as made:
         await made.invoke(frontend=0)
