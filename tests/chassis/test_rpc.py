@@ -135,8 +135,7 @@ async def test_what_is_flushed_and_what_is_put_arrive_in_one_order(streams_of):
     def on_message(answer):
         got.append(answer.stamp.index)
         if len(got) == 300:
-            outbox.close()
-            stream.cancel()
+            outbox.put(counting_pb2.FrontendMessage(goodbye=counting_pb2.FrontendMessage.Goodbye()))
 
     async def write():
         for number in range(300):
