@@ -17,14 +17,20 @@ class LeasesHold(Check):
     def handlers(self) -> Mapping[type[Record], Handler]:
         self._holders: dict[tuple[str, int], LeaseGranted | LeaseHeld | Adopted] = {}
         self._granted: dict[str, LeaseGranted] = {}                 # the highest, by worker
+        self._gave: dict[tuple[str, str], LeaseGranted] = {}        # the newest, by placement and worker
         self._adopted: dict[str, Adopted] = {}
         self._said: dict[tuple[str, str], LeaseHeld] = {}           # the newest, by worker and manager
         return {LeaseGranted: self._grant, LeaseHeld: self._said_held, Adopted: self._adopt}
 
     def _grant(self, grant: LeaseGranted) -> None:
-        highest = self._granted.get(grant.worker)
-        if highest is not None and grant.lease == highest.lease and grant.manager == highest.manager:
-            return  # said again: the order was lost with its stream
+        highest, own = self._granted.get(grant.worker), self._gave.get((grant.node, grant.worker))
+        if own is not None and (grant.lease, grant.manager) == (own.lease, own.manager):
+            # Said again: the order was lost with its stream. Also by one who doesn't know yet that it was replaced: a
+            # worker that has heard of a newer lease refuses it (10).
+            return
+        self._gave[grant.node, grant.worker] = grant
+        if highest is not None and (grant.lease, grant.manager) == (highest.lease, highest.manager):
+            return  # its successor's word
         if highest is not None and grant.lease <= highest.lease and self.ground.clocks.before(highest, grant):
             self.violated(
                 f"{grant.worker} was granted under {grant.lease} to {grant.manager} after {highest.lease} had been "

@@ -131,6 +131,7 @@ ALSO_HONEST = {
         Responded(at=81.9, node=W1, invocation="x", digest="r-x"), end("x", 81.9, "s4"),
         Over(at=82, node=F1, request="x"), answered("x", 82, digest="r-x")],
     "told again what is left of a lease": [grant(80, 2, hard_end_s=HOUR)],
+    "told again by a placement that was replaced": [grant(80, 3, node=P2), grant(81, 2)],
     "taken over": [grant(80, 3, manager=M2, node=P2), adopted(80.1, 3, manager=M2)],
     "the old manager still says so": [
         LeaseHeld(at=80, node="operator", worker=W1, lease=2, manager=M1),
@@ -233,6 +234,10 @@ PLANTED = {
     # 9: leases
     "granted to two under one number": (9, [grant(80, 2, manager=M2)]),
     "granted under a lower number": (9, [grant(80, 1)]),
+    "granted under a lower number by who gave the higher": (9, [grant(80, 3), grant(81, 2)]),
+    "granted under a lower number by who was replaced, to another": (9, [
+        grant(80, 3, node=P2), grant(81, 2, manager=M2)]),
+    "granted under a lower number by who never gave it": (9, [grant(80, 3), grant(81, 2, node=P2)]),
     "adopted by two under one number": (9, [adopted(80, 2, manager=M2)]),
     "adopted under a lower number": (9, [adopted(80, 1)]),
     "held by two, by their own words": (9, [
