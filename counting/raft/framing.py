@@ -65,6 +65,11 @@ def _require_torn(data: bytes, at: int, name: str) -> None:
             f"{name}: the record at byte {at} is damaged and sound ones follow it. This member's log can't be trusted: "
             f"move its directory away and add a new member under a new id"
         )
+    if len(rest) >= _HEAD.size and _crc(len(rest) - _HEAD.size, rest[_HEAD.size:]) == _HEAD.unpack_from(rest)[1]:
+        raise DamagedFileError(
+            f"{name}: the length of the last record (byte {at}) was changed after it was written: it is whole. This "
+            f"member's log can't be trusted: move its directory away and add a new member under a new id"
+        )
     short = len(rest) < _HEAD.size or at + _HEAD.size + _HEAD.unpack_from(rest)[0] > len(data)
     if not short and not _has_empty_sector(data, at):
         raise DamagedFileError(

@@ -86,21 +86,17 @@ def test_a_tail_with_sectors_that_were_never_written_is_cut(path):
     assert indices(path) == [1, 2]
 
 
-def test_a_changed_byte_refuses_to_start(path):
-    ends = written(path, 6)
+def test_a_changed_bit_refuses_to_start(path):
+    """Whichever it is: also one of the last record's length, which then points beyond the file's end as if torn."""
+    written(path, 3)
     whole = path.read_bytes()
-    dice = random.Random(1)
-    for at in [dice.randrange(ends[0]) for _ in range(20)] + [dice.randrange(ends[-1]) for _ in range(40)]:
-        data = bytearray(whole)
-        data[at] ^= 1 << dice.randrange(8)
-        path.write_bytes(data)
-        try:
-            found = indices(path)
-        except DamagedFileError:
-            continue
-        # Only a length of the last record that now points beyond the file looks like a torn write.
-        assert at >= ends[-2], f"the change at byte {at} went unnoticed"
-        assert found == [1, 2, 3, 4, 5]
+    for at in range(len(whole)):
+        for bit in range(8):
+            data = bytearray(whole)
+            data[at] ^= 1 << bit
+            path.write_bytes(data)
+            with pytest.raises(DamagedFileError):
+                Journal(path, "m1")
 
 
 def test_the_last_record_changed_in_place_is_no_torn_write(path):
