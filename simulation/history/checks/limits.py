@@ -204,10 +204,10 @@ class LimitsHold(Check):
             )
 
     def _gone(self, pool: str, at: float) -> float | None:
-        """Since when the pool may have had no permits at this time; None while it had."""
+        """From when on a start may have been another pool's, because this one had gone; None while it had permits."""
         clocks = self.ground.clocks
         change = next((one for one in reversed(self._changes[pool]) if clocks.earliest(one) <= at), None)
-        return clocks.latest(change) if change is not None and change.limit == 0 else None
+        return clocks.earliest(change) if change is not None and change.limit == 0 else None
 
     def _limit(self, pool: str, start: Start) -> int | None:
         """What the pool may have had when this start was admitted. None: nothing is known of that time."""

@@ -130,6 +130,12 @@ ALSO_HONEST = {
         *ran("y", 81, "s9", W2, pool=REST), *ran("z", 81, "s8", W2, pool=REST), start("x", 81.5, "s4"),
         Responded(at=81.9, node=W1, invocation="x", digest="r-x"), end("x", 81.9, "s4"),
         Over(at=82, node=F1, request="x"), answered("x", 82, digest="r-x")],
+    "a reservation given up by the clock of a leader of which little is known": [
+        far(C2, -0.5, 0.5), asked("x", 80), level(80.5, 0, limit=0, node=C2),
+        Bound(at=80.6, node=C2, pool=POOL, limit=0, since=80.5), *ran("y", 80.8, "s9", W2, pool=REST),
+        *ran("z", 80.8, "s8", W2, pool=REST), start("x", 80.9, "s4"),
+        Responded(at=81.9, node=W1, invocation="x", digest="r-x"), end("x", 81.9, "s4"),
+        Over(at=82, node=F1, request="x"), answered("x", 82, digest="r-x")],
     "told again what is left of a lease": [grant(80, 2, hard_end_s=HOUR)],
     "told again by a placement that was replaced": [grant(80, 3, node=P2), grant(81, 2)],
     "taken over": [grant(80, 3, manager=M2, node=P2), adopted(80.1, 3, manager=M2)],
