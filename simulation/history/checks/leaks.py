@@ -3,7 +3,8 @@
 A pool is quiet while nothing that was admitted from it runs, no request waits that could be, and no block of it
 changes. A run on a worker that nobody can reach lasts until the ledger counts that worker out: such a pool isn't quiet.
 Where a frontend answered that nobody knows whether the function ran, and no worker began it, the start was lost on its
-way: the frontend keeps that permit until the worker speaks again or is a member no longer (rule 3).
+way: the frontend keeps that permit until the worker speaks again or is a member no longer (rule 3). Where one began it,
+its END may be lost as well: then the frontend is cut off, and that for no longer than a fault lasts.
 Only what a leader has had time for is asked of it: from the beginning of its leadership, and from its newest pause.
 """
 
@@ -32,6 +33,7 @@ from simulation.history.records import (
 )
 
 QUIET_S = 5.0
+CUT_OFF_S = 5.0     # more, for a frontend that has borne the worker's silence before it answered
 _HELD = frozenset({"live", "counted"})      # a draining session waits for the word of workers
 _UNKNOWN = 500      # the status of an answer that doesn't know whether the function ran
 
@@ -100,8 +102,14 @@ class NothingLeaks(Check):
         asked = self._asked.pop(answered.request, None)
         begun = answered.request in self._begun
         self._begun.discard(answered.request)
-        if asked is not None and answered.status == _UNKNOWN and not begun:
-            self._kept.update((asked.node, pool) for pool in _pools(asked))
+        if asked is None or answered.status != _UNKNOWN:
+            return
+        for key in ((asked.node, pool) for pool in _pools(asked)):
+            if begun:
+                until = self.ground.clocks.latest(answered) + CUT_OFF_S
+                self._kept_until[key] = max(self._kept_until[key], until)
+            else:
+                self._kept[key] += 1
 
     def _over(self, record: Answered | Over) -> None:
         asked = self._open.pop(record.request, None)

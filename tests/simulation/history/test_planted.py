@@ -97,6 +97,10 @@ ALSO_HONEST = {
         answered("x", 75.5, status=500, error="ServiceException", explained=True),
         Member(at=83, node=C2, incarnation="host-9@1", state="evicted"),
         block(84, 0, node=C2, why="GiveBack"), level(84, 0, limit=1, node=C2)],
+    "a permit that is kept by a frontend which could not hear of the end": [
+        block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1), start("x", 75.2, "s4"),
+        end("x", 75.3, "s4"), answered("x", 78.5, status=500, error="ServiceException", explained=True),
+        block(84.5, 0, node=C2, why="GiveBack"), level(84.5, 0, limit=1, node=C2)],
     "the operator declared a host dead that starts one more": [
         Member(at=80, node=C2, incarnation="host-1@1", state="declared dead"), *ran("x", 80.5, "s4")],
     "a free permit, and a leader that was stopped": [
@@ -186,7 +190,7 @@ PLANTED = {
         answered("x", 75.5, status=500, error="ServiceException", explained=True)]),
     "a permit that is kept for a run that began and ended": (2, [
         block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1), start("x", 75.2, "s4"),
-        end("x", 75.3, "s4"), answered("x", 75.5, status=500, error="ServiceException", explained=True)]),
+        end("x", 75.3, "s4"), answered("x", 78, status=500, error="ServiceException", explained=True)]),
     "a permit that is kept although its worker is gone": (2, [
         block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1),
         answered("x", 75.5, status=500, error="ServiceException", explained=True),
