@@ -144,7 +144,7 @@ CLAUSES: dict[str, tuple[Edit, ...]] = {
     "chargeatack": (edit(Ledger, "_moved", "size if count == WHOLE else", "0 if count == WHOLE else"),),
     "fencednoxcharge": (edit(Ledger, "_moved", "size = self._size(session, rest)",
                              "size = self._size(session, rest) if self.is_live(session) else 0"),),
-    "oldgengrant": (edit(Ledger, "_may_hold", " or wish.generation != generation", ""),),
+    "oldgengrant": (edit(Ledger, "may_hold", " or wish.generation != generation", ""),),
     "keepold": (edit(Frontend, "_freed", "    self._send_back(stock, 1, event.function, event.cause)\n",
                      "    stock.block.size += 1\n    self._serve(stock)\n"),),
     "nogen": (edit(limits, "answer_bound", "if late and now < binding.deadline:", "if False:"),),
