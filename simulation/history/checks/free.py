@@ -103,6 +103,10 @@ class FreePermitsAreServed(Check):
             number: before.get(number) or _Wait(wanted) for number in wanted.waiting
             if number in before or wanted.at - granted.get(number, float("-inf")) >= CROSSED_S
         }
+        self._granted[key] = {
+            number: at for number, at in granted.items()
+            if number in wanted.waiting and number not in self._waits[key]
+        }
 
     def _grant(self, grant: Granted) -> None:
         key = (grant.frontend, grant.pool)
@@ -110,8 +114,7 @@ class FreePermitsAreServed(Check):
         oldest = list(waits)[:grant.count]
         for number in oldest:
             del waits[number]
-        if oldest:
-            self._granted[key] = dict.fromkeys(oldest, grant.at)
+        self._granted.setdefault(key, {}).update(dict.fromkeys(oldest, grant.at))
 
     def _refuse(self, refused: Throttled | Unproven) -> None:
         waits = self._waits.get((refused.frontend, refused.pool), {})

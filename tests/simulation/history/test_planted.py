@@ -120,6 +120,9 @@ ALSO_HONEST = {
     "granted at once, and heard of late": [
         wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2),
         Served(at=84, node=F1, number=9, how="admitted")],
+    "granted one after the other, and heard of late": [
+        wanted(80, 8, 9, node=C2), granted(80.1, 1, node=C2), granted(80.15, 1, node=C2), wanted(80.2, 8, 9, node=C2),
+        Served(at=84, node=F1, number=8, how="admitted"), Served(at=84, node=F1, number=9, how="admitted")],
     "refused for want of a proof": [
         wanted(80, 9, node=C2),
         Unproven(at=80.5, node=C2, frontend=F1, pool=POOL, waiting=(9,), reason="silent holder"),
