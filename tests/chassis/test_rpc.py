@@ -80,6 +80,12 @@ async def serve_counting(network_of):
     return await network_of(COUNTING).serve("127.0.0.1:0", handlers)
 
 
+async def dialled(streams_of):
+    server = await serve_counting(streams_of)
+    channel = streams_of(FRONTEND).connect(server.address, service="counting")
+    return server, channel, channel.stream(counting_rpc.FRONTEND)
+
+
 async def test_unary_call_carries_the_caller_and_faults(network_of):
     server = await serve_counting(network_of)
     channel = network_of(FRONTEND).connect(server.address, service="counting", node="counting-az1")
@@ -94,9 +100,7 @@ async def test_unary_call_carries_the_caller_and_faults(network_of):
 
 
 async def test_stream_is_ordered_batched_and_ends_with_the_fault_of_the_handler(streams_of):
-    server = await serve_counting(streams_of)
-    channel = streams_of(FRONTEND).connect(server.address, service="counting")
-    stream = channel.stream(counting_rpc.FRONTEND)
+    server, channel, stream = await dialled(streams_of)
     outbox: Outbox[counting_pb2.FrontendMessage] = Outbox(stream)
     got: list[int] = []
 
@@ -126,9 +130,7 @@ async def break_of(stream) -> Fault:
 
 async def test_what_is_flushed_and_what_is_put_arrive_in_one_order(streams_of):
     """From before the stream is open on, whether or not it can take a message at once."""
-    server = await serve_counting(streams_of)
-    channel = streams_of(FRONTEND).connect(server.address, service="counting")
-    stream = channel.stream(counting_rpc.FRONTEND)
+    server, channel, stream = await dialled(streams_of)
     outbox: Outbox[counting_pb2.FrontendMessage] = Outbox(stream)
     got: list[int] = []
 
@@ -159,9 +161,7 @@ async def test_what_is_flushed_and_what_is_put_arrive_in_one_order(streams_of):
 
 @pytest.mark.parametrize("streams_of", ["memory", "framed"], indirect=True)
 async def test_what_is_flushed_waits_for_no_task(streams_of):
-    server = await serve_counting(streams_of)
-    channel = streams_of(FRONTEND).connect(server.address, service="counting")
-    stream = channel.stream(counting_rpc.FRONTEND)
+    server, channel, stream = await dialled(streams_of)
     await stream.send(counting_pb2.FrontendMessage(sequence=1))     # it is open by then
     outbox: Outbox[counting_pb2.FrontendMessage] = Outbox(stream)   # nobody runs it
     outbox.hold(counting_pb2.FrontendMessage(sequence=2))
