@@ -22,7 +22,7 @@ from frontend.peers.flight import Answered, Flight, NotStarted
 from frontend.peers.workers import Workers
 from frontend.permits import Block
 from frontend.phases import Phases
-from frontend.reserving import Reserving
+from frontend.reserving import Reserving, sandbox_key
 from frontend.retries import RetryBudget, used_up
 from protos import common_pb2, worker_pb2
 
@@ -123,7 +123,7 @@ class FunctionInvoker:
         if block is not None:
             phases.permit()
             if not fresh and self._newest(record) is record:
-                held = self._lingering.take((record.account, record.name, record.version, record.revision))
+                held = self._lingering.take(sandbox_key(record))
                 if held is not None:
                     phases.reserved(held.reservation)
                     return await self._run(request, phases, invocation, block, held)
@@ -169,7 +169,7 @@ class FunctionInvoker:
             record = request.function
             got: Held | Answered | None = None
             if not fresh:
-                key = (record.account, record.name, record.version, record.revision)
+                key = sandbox_key(record)
                 got = self._lingering.take(key) or await self._lingering.soon(key)
             got = got or await self._reserving.reserve(request, invocation, phases)
             if got is not None and self._newest(record) is record:

@@ -134,7 +134,7 @@ class Reserving:
     ) -> "Held | _Refused":
         """What the manager reserved or refused, or what this frontend passed on meanwhile. Raises Fault."""
         link = self._managers.link(manager)
-        with self._lingering.asking(_key(request.function)) as answer:
+        with self._lingering.asking(sandbox_key(request.function)) as answer:
             asked = link.reserve(invocation, self._ask(request), answer)
             del answer      # as in ``asking``
             reply = await asked
@@ -171,7 +171,7 @@ class Reserving:
     ) -> Held:
         if reserved.cold:
             phases.made(reserved.phases)
-        held = Held(_key(record), reserved.reservation, lender, reserved.linger_s, reserved.pass_on_s)
+        held = Held(sandbox_key(record), reserved.reservation, lender, reserved.linger_s, reserved.pass_on_s)
         self._lingering.hold(held)
         return held
 
@@ -212,7 +212,7 @@ class Reserving:
                 return refused.message or reason.lower()
 
 
-def _key(record: FunctionRecord) -> FunctionKey:
+def sandbox_key(record: FunctionRecord) -> FunctionKey:
     return record.account, record.name, record.version, record.revision
 
 

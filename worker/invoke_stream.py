@@ -20,7 +20,7 @@ WINDOW_BYTES = 256 * 1024           # per invocation and direction, before the f
 PAYLOAD_BYTES_MAX = 6 * 1024 * 1024
 UPLOADS_BYTES_MAX = 64 * 1024 * 1024    # payloads under way on one stream
 REPLIES_BYTES_MAX = 128 * 1024 * 1024   # responses that one frontend hasn't taken yet
-MESSAGE_FRAMES = 16                 # of about CHUNK_BYTES at most: well below what one message may have
+MESSAGE_BYTES = 1024 * 1024         # a batch of frames: well below what one message may have
 DRAINED_BYTES = 256 * 1024
 
 _Frame = worker_pb2.InvokeFrame
@@ -28,13 +28,17 @@ _log = structlog.get_logger(__name__)
 
 
 class FrameOutbox(Outbox[worker_pb2.InvokeFrames]):
-    """Frames written in one turn of the loop go in one message, up to ``MESSAGE_FRAMES``."""
+    """Frames written in one turn of the loop go in one message, up to ``MESSAGE_BYTES``."""
 
     def _next(self) -> worker_pb2.InvokeFrames | None:
         if not self._waiting:
             return None
-        count = min(len(self._waiting), MESSAGE_FRAMES)
-        return worker_pb2.InvokeFrames(frames=[self._waiting.popleft() for _ in range(count)])
+        batch: list[worker_pb2.InvokeFrame] = []
+        size = 0
+        while self._waiting and size < MESSAGE_BYTES:
+            batch.append(self._waiting.popleft())
+            size += batch[-1].ByteSize()    # a content type is the function's word, and may be long
+        return worker_pb2.InvokeFrames(frames=batch)
 
 
 class Starter(Protocol):

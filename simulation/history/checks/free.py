@@ -103,10 +103,8 @@ class FreePermitsAreServed(Check):
             number: before.get(number) or _Wait(wanted) for number in wanted.waiting
             if number in before or wanted.at - granted.get(number, float("-inf")) >= CROSSED_S
         }
-        self._granted[key] = {
-            number: at for number, at in granted.items()
-            if number in wanted.waiting and number not in self._waits[key]
-        }
+        crossed = set(wanted.waiting) - self._waits[key].keys()
+        self._granted[key] = {number: at for number, at in granted.items() if number in crossed}
 
     def _grant(self, grant: Granted) -> None:
         key = (grant.frontend, grant.pool)
