@@ -28,6 +28,7 @@ from .context import (
     guard_revision,
     mutable_target,
     target_of,
+    unqualified_target,
 )
 from .errors import ApiError, conflict, function_not_found, invalid_parameter
 from .honoured import refuse_unhonoured
@@ -144,6 +145,17 @@ async def list_functions(services: Services, request: Request) -> Answer:
     return Answer(result={"Functions": shown, "NextMarker": _marker(page[-1].name) if more else None})
 
 
+async def list_versions_by_function(services: Services, request: Request) -> Answer:
+    """There are no published versions: the list is $LATEST. Terraform takes its last item for the newest version."""
+    target = unqualified_target(services, request)
+    marker = request.parameters.get("Marker")
+    if marker:
+        raise _no_marker(marker, request.operation)
+    record = await existing(services, target)
+    latest = configuration(record, services.region, shown=Shown.LIST, qualifier=LATEST)
+    return Answer(result={"Versions": [latest], "NextMarker": None})
+
+
 def _marker(name: str) -> str:
     return base64.urlsafe_b64encode(name.encode()).decode()
 
@@ -154,7 +166,11 @@ def _from_marker(marker: str | None) -> str:
     try:
         return base64.b64decode(marker, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise invalid_parameter(f"The Marker {marker} is not one that ListFunctions gave.") from None
+        raise _no_marker(marker, "ListFunctions") from None
+
+
+def _no_marker(marker: str, operation: str) -> ApiError:
+    return invalid_parameter(f"The Marker {marker} is not one that {operation} gave.")
 
 
 async def update_function_code(services: Services, request: Request) -> Answer:

@@ -14,6 +14,7 @@ OPERATIONS: Mapping[str, Handler] = {
     "GetFunction": function_operations.get_function,
     "GetFunctionConfiguration": function_operations.get_function_configuration,
     "ListFunctions": function_operations.list_functions,
+    "ListVersionsByFunction": function_operations.list_versions_by_function,
     "UpdateFunctionCode": function_operations.update_function_code,
     "UpdateFunctionConfiguration": function_operations.update_function_configuration,
     "DeleteFunction": function_operations.delete_function,

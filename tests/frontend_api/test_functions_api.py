@@ -6,6 +6,7 @@ import hashlib
 import re
 import urllib.error
 import urllib.request
+from functools import partial
 from typing import Any
 
 import botocore.exceptions
@@ -254,6 +255,18 @@ def test_lists_are_paged_and_leave_out_states(api: Served, make: Any) -> None:
     finally:
         for number in range(5):
             account.delete_function(FunctionName=f"listed-{number}")
+
+
+def test_the_only_version_is_latest(client: Any, make: Any) -> None:
+    arn = make("versions")["FunctionArn"]
+    answer = client.list_versions_by_function(FunctionName="versions", MaxItems=10_000)     # as Terraform asks
+    assert [(one["Version"], one["FunctionArn"]) for one in answer["Versions"]] == [("$LATEST", f"{arn}:$LATEST")]
+    assert "State" not in answer["Versions"][0]
+    assert "NextMarker" not in answer
+    listed = partial(error_of, client.list_versions_by_function)
+    assert listed(FunctionName="versions", Marker="more")["code"] == "InvalidParameterValueException"
+    assert listed(FunctionName="versions:1")["code"] == "InvalidParameterValueException"
+    assert listed(FunctionName="nobody")["code"] == "ResourceNotFoundException"
 
 
 def test_two_accounts_never_see_each_other(client: Any, other: Any, make: Any) -> None:
