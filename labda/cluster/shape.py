@@ -11,7 +11,7 @@ from pathlib import Path
 from chassis import config
 from labda import endpoint
 from labda.refusal import Refusal, Status
-from labda.topology import Member, Topology
+from labda.topology import AZS_MAX, Member, Topology
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "compose"
 TOPOLOGY = DEPLOY / "topology.toml"
@@ -93,7 +93,9 @@ class Shape:
         return sorted(self.stores(kind), key=lambda name: name != f"{kind}-{az}")
 
     def uid_base(self, worker: Member) -> int:
-        return UIDS_FIRST + self.of("worker").index(worker) * UIDS_PER_WORKER
+        """By its place, not by how many others there are: workers that run keep their ids when more are added."""
+        number = int(worker.node.rpartition("-")[2])
+        return UIDS_FIRST + ((number - 1) * AZS_MAX + self.azs.index(worker.az)) * UIDS_PER_WORKER
 
 
 def _counts(member: Member) -> bool:

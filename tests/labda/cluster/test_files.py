@@ -114,6 +114,15 @@ def test_workers_of_one_machine_share_no_ids() -> None:
     assert all(later - earlier >= 2002 for earlier, later in pairwise(firsts))
 
 
+@pytest.mark.parametrize("more", [{"workers_per_az": 20}, {"azs": 9}])
+def test_workers_keep_their_ids_when_more_are_added(more: dict[str, int]) -> None:
+    larger = dataclasses.replace(SHAPE, topology=dataclasses.replace(SHAPE.topology, **more))
+    firsts = {worker.node: larger.uid_base(worker) for worker in larger.of("worker")}
+    assert {worker.node: SHAPE.uid_base(worker) for worker in SHAPE.of("worker")}.items() <= firsts.items()
+    assert all(later - earlier >= 2002 for earlier, later in pairwise(sorted(firsts.values())))
+    assert max(firsts.values()) + 2002 <= 100_000_000, "an embedded cluster's begin there"
+
+
 def test_the_endpoint_sends_again_only_what_was_not_sent() -> None:
     text = endpoint_file.haproxy(SHAPE)
     assert "retry-on conn-failure\n" in text
