@@ -55,7 +55,7 @@ def cluster(target: str, state: Path | None) -> Iterator[list[str]]:
         with Containers() as containers:
             yield containers.arguments
     else:
-        with Cluster() as own:
+        with Cluster("--breakable") as own:     # links and clocks that some scenarios break
             yield ["--state", str(own.state.root)]
 
 
