@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chassis.faults import Fault
 from labda.refusal import Refusal, Status
-from labda.target import EMBEDDED, TARGETS, state_of
+from labda.target import COMPOSE, EMBEDDED, TARGETS, state_of
 from labda.version import VERSION
 
 # Commands that mean one kind of cluster only.
@@ -35,7 +35,7 @@ COMMANDS = {
     "chaos": "break a cluster on purpose, under load, and say what came of it: list, run, check",
     "cluster": "the cluster in containers: up, roll, replace, down, and who is trusted in it",
     "backup": "everything that a cluster keeps, into one file",
-    "restore": "what a backup holds, into the stores of a cluster that is stopped",
+    "restore": "what a backup holds, into a cluster's stores that no service uses",
     "doctor": "what this host lacks, and the command that gets it",
 }
 
@@ -71,7 +71,7 @@ def _run(argv: Sequence[str]) -> int:
             importlib.import_module(f"labda.commands.{name}").arguments(command)
         command.add_argument(
             "--state", type=Path, metavar="DIR",
-            help="state directory of the cluster (default: .labda, or .labda-compose for --target compose)",
+            help=f"state directory of the cluster (default: {_default_state(name)})",
         )
         if name not in ALWAYS:
             command.add_argument(
@@ -83,6 +83,12 @@ def _run(argv: Sequence[str]) -> int:
     status = importlib.import_module(f"labda.commands.{options.command}").run(options)
     sys.stdout.flush()
     return int(status)
+
+
+def _default_state(command: str) -> str:
+    if command in ALWAYS:
+        return str(state_of(ALWAYS[command], None).root)
+    return f"{state_of(EMBEDDED, None).root}, or {state_of(COMPOSE, None).root} for --target compose"
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ class Way:
     resolve: Callable[[str], str] | None = None
     context: ssl.SSLContext | None = None
 
+    @property
+    def scheme(self) -> str:
+        return "http" if self.context is None else "https"
+
 
 def way(state: State) -> Way:
     """Under the operator's certificate. Raises OSError."""

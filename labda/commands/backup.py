@@ -1,4 +1,4 @@
-"""``labda backup``: functions, code, accounts and keys of a cluster in one file, while it runs or is stopped."""
+"""``labda backup``: functions, code, accounts and keys of a cluster in one file, while its stores can be read."""
 
 import argparse
 import asyncio

@@ -42,7 +42,7 @@ async def _run(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps([_plain(one) for one in scrapes], indent=2) + "\n")
     else:
-        sys.stdout.write(render(scrapes))
+        sys.stdout.write(render(scrapes, scheme=way(options.state).scheme))
     return Status.FAILED if any(one.error for one in scrapes) else Status.OK
 
 
@@ -86,7 +86,7 @@ def _plain(one: Scrape) -> dict[str, Any]:
     }
 
 
-def render(scrapes: Sequence[Scrape]) -> str:
+def render(scrapes: Sequence[Scrape], *, scheme: str = "http") -> str:
     lines = [f"{'process':<20}{'metrics':<38}{'samples':>8}{'memory':>10}{'cpu':>10}{'fds':>6}"]
     for one in scrapes:
         if one.error:
@@ -95,7 +95,7 @@ def render(scrapes: Sequence[Scrape]) -> str:
         samples = sum(len(samples) for samples in one.samples.values())
         memory_mb = one.sum("process_resident_memory_bytes") / (1 << 20)
         lines.append(
-            f"{one.node.node:<20}{f'http://{one.node.metrics}/metrics':<38}{samples:>8}{memory_mb:>7.0f} MB"
+            f"{one.node.node:<20}{f'{scheme}://{one.node.metrics}/metrics':<38}{samples:>8}{memory_mb:>7.0f} MB"
             f"{one.sum('process_cpu_seconds_total'):>8.1f} s{one.sum('process_open_fds'):>6.0f}"
         )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""``labda restore``: what a backup holds, into the stores of a cluster that is stopped, of either target."""
+"""``labda restore``: what a backup holds, into stores that no service uses, of either target."""
 
 import argparse
 import asyncio
