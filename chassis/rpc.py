@@ -17,6 +17,7 @@ from chassis.faults import Fault
 from protos.rpc import Method
 
 LAST_SEND_S = 1.0  # a peer that doesn't read never lets a send end
+BATCH_BYTES = 1024 * 1024   # of messages that are sent as one: well below the 8 MiB that one may have
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -178,8 +179,8 @@ class Outbox(Generic[Request]):
 
     ``put`` never blocks. One writer task sends; what is put while a send is on its way goes into the next one, so that
     a busy stream writes once per turn of the event loop. What somebody waits for is flushed: sent in this very turn.
-    ``combine`` makes one message of many (None: one by one). Past ``limit`` waiting messages the stream is cut: a peer
-    that doesn't read must not grow this process.
+    ``combine`` makes one message of many, of about ``BATCH_BYTES`` (None: one by one). Past ``limit`` waiting messages
+    the stream is cut: a peer that doesn't read must not grow this process.
     """
 
     def __init__(
@@ -250,9 +251,15 @@ class Outbox(Generic[Request]):
         if self._combine is None:
             message: Request = self._waiting.popleft()
             return message
-        batch = list(self._waiting)
-        self._waiting.clear()
-        return self._combine(batch)
+        return self._combine(self._batch())
+
+    def _batch(self) -> list[Any]:
+        batch = []
+        size = 0
+        while self._waiting and size < BATCH_BYTES:
+            batch.append(self._waiting.popleft())
+            size += batch[-1].ByteSize()
+        return batch
 
 
 async def converse(
@@ -273,6 +280,8 @@ async def converse(
         finally:
             writer.cancel()
             await asyncio.wait([writer])
+        if not writer.cancelled():
+            writer.result()     # a bug of the sending half is one, whatever the reading half makes of its end
 
 
 async def listen(stream: Stream[Any, Response], on_message: Callable[[Response], None]) -> None:
@@ -287,5 +296,7 @@ async def listen(stream: Stream[Any, Response], on_message: Callable[[Response],
 async def _write(stream: Stream[Request, Any], outbox: Outbox[Request]) -> None:
     try:
         await outbox.run()
-    except Fault:
-        stream.cancel()  # the reading half gets the fault and reports it
+    except Exception as error:
+        stream.cancel()  # the reading half ends, and reports the fault that it gets
+        if not isinstance(error, Fault):
+            raise

@@ -20,25 +20,10 @@ WINDOW_BYTES = 256 * 1024           # per invocation and direction, before the f
 PAYLOAD_BYTES_MAX = 6 * 1024 * 1024
 UPLOADS_BYTES_MAX = 64 * 1024 * 1024    # payloads under way on one stream
 REPLIES_BYTES_MAX = 128 * 1024 * 1024   # responses that one frontend hasn't taken yet
-MESSAGE_BYTES = 1024 * 1024         # a batch of frames: well below what one message may have
 DRAINED_BYTES = 256 * 1024
 
 _Frame = worker_pb2.InvokeFrame
 _log = structlog.get_logger(__name__)
-
-
-class FrameOutbox(Outbox[worker_pb2.InvokeFrames]):
-    """Frames written in one turn of the loop go in one message, up to ``MESSAGE_BYTES``."""
-
-    def _next(self) -> worker_pb2.InvokeFrames | None:
-        if not self._waiting:
-            return None
-        batch: list[worker_pb2.InvokeFrame] = []
-        size = 0
-        while self._waiting and size < MESSAGE_BYTES:
-            batch.append(self._waiting.popleft())
-            size += batch[-1].ByteSize()    # a content type is the function's word, and may be long
-        return worker_pb2.InvokeFrames(frames=batch)
 
 
 class Starter(Protocol):
@@ -74,7 +59,7 @@ class InvokeStream:
     ) -> None:
         self.number = number
         self.frontend = frontend
-        self.outbox = FrameOutbox(stream)
+        self.outbox: Outbox[worker_pb2.InvokeFrames] = Outbox(stream, combine=_combine)
         self.replies: dict[str, StreamReply] = {}
         self.closed = False
         self.waiting_bytes = 0      # of responses
@@ -289,3 +274,7 @@ class StreamReply:
         if self._stream.waiting_bytes > REPLIES_BYTES_MAX and not self._stream.closed:
             _log.warning("frontend doesn't read", frontend=self._stream.frontend, waiting=self._stream.waiting_bytes)
             self._stream.cut()
+
+
+def _combine(frames: list[worker_pb2.InvokeFrame]) -> worker_pb2.InvokeFrames:
+    return worker_pb2.InvokeFrames(frames=frames)

@@ -12,11 +12,11 @@ from protos import worker_pb2
 CHUNK_BYTES = 64 * 1024            # a chunk at most (worker.proto)
 # What either side may send of one invocation before the other's first Credit.
 CREDIT_BYTES = 256 * 1024
-BATCH_BYTES = 256 * 1024           # of chunks in one message: small frames never wait behind more
+BULK_BYTES = 256 * 1024            # of chunks in one message: small frames never wait behind more
 
 
 class FrameWriter(Outbox[worker_pb2.InvokeFrames]):
-    """Frames of one turn of the event loop go as one message: small ones first, then chunks up to a bound.
+    """Frames of one turn of the event loop go as one message, up to a bound: small ones first, then chunks.
 
     A Start always goes before the chunks of its payload, since those count as large.
     """
@@ -30,13 +30,10 @@ class FrameWriter(Outbox[worker_pb2.InvokeFrames]):
         self._wake.set()
 
     def _next(self) -> worker_pb2.InvokeFrames | None:
-        if not self._waiting and not self._bulk:
-            return None
-        batch = list(self._waiting)
-        self._waiting.clear()
+        batch = self._batch()
         size = 0
-        while self._bulk and size < BATCH_BYTES:
+        while self._bulk and not self._waiting and size < BULK_BYTES:
             frame = self._bulk.popleft()
             size += len(frame.chunk.data)
             batch.append(frame)
-        return worker_pb2.InvokeFrames(frames=batch)
+        return worker_pb2.InvokeFrames(frames=batch) if batch else None

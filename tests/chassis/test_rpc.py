@@ -17,7 +17,8 @@ from chassis.faults import Fault, FaultCode
 from chassis.framed_network import FramedNetwork
 from chassis.grpc_network import GrpcNetwork, is_serving
 from chassis.memory_network import Fabric
-from chassis.rpc import Caller, Handlers, Network, Outbox, Prompt, StreamNetwork, converse
+from chassis.rpc import BATCH_BYTES, Caller, Handlers, Network, Outbox, Prompt, StreamNetwork, converse
+from frontend.peers.frames import FrameWriter
 from protos import counting_pb2, counting_rpc, frontend_pb2, frontend_rpc, worker_pb2, worker_rpc
 from tests.ports import free_port
 
@@ -169,6 +170,61 @@ async def test_what_is_flushed_waits_for_no_task(streams_of):
     async with asyncio.timeout(60):
         assert [(await stream.receive()).stamp.index for _ in range(2)] == [1, 2]
     stream.cancel()
+    await channel.close()
+    await server.close(0)
+
+
+def combine(batch: list[worker_pb2.InvokeFrame]) -> worker_pb2.InvokeFrames:
+    return worker_pb2.InvokeFrames(frames=batch)
+
+
+@pytest.mark.parametrize("outbox_on", [lambda stream: Outbox(stream, combine=combine), FrameWriter])
+async def test_what_waits_goes_in_messages_of_a_bounded_size(streams_of, outbox_on):
+    """More than one message may have, as after a reader was held up."""
+    sizes: list[int] = []
+    got: list[str] = []
+    whole = asyncio.Event()
+
+    async def invoke(stream, _caller):
+        while (message := await stream.receive()) is not None:
+            sizes.append(message.ByteSize())
+            got.extend(frame.invocation for frame in message.frames)
+            if len(got) == 200:
+                whole.set()
+
+    handlers = Handlers()
+    handlers.bidi(worker_rpc.INVOKE, invoke)
+    server = await streams_of(WORKER).serve("127.0.0.1:0", handlers)
+    channel = streams_of(FRONTEND).connect(server.address, service="worker")
+    stream = channel.stream(worker_rpc.INVOKE)
+    outbox = outbox_on(stream)
+    for number in range(200):
+        start = worker_pb2.InvokeFrame.Start(payload=bytes(60_000))
+        outbox.put(worker_pb2.InvokeFrame(invocation=str(number), start=start))
+    talking = asyncio.create_task(converse(stream, outbox, lambda _message: None))
+    async with asyncio.timeout(60):
+        await whole.wait()
+        stream.cancel()
+        with pytest.raises(Fault):
+            await talking
+    assert got == [str(number) for number in range(200)]
+    assert BATCH_BYTES <= max(sizes) <= BATCH_BYTES + 61_000
+    await channel.close()
+    await server.close(0)
+
+
+async def test_a_bug_of_the_sending_half_ends_the_stream(streams_of):
+    """It must not go mute while the reading half waits on."""
+    server, channel, stream = await dialled(streams_of)
+
+    def combine(_batch):
+        raise ZeroDivisionError
+
+    outbox: Outbox[counting_pb2.FrontendMessage] = Outbox(stream, combine=combine)
+    outbox.put(counting_pb2.FrontendMessage(sequence=1))
+    async with asyncio.timeout(60):
+        with pytest.raises(ZeroDivisionError):
+            await converse(stream, outbox, lambda _message: None)
     await channel.close()
     await server.close(0)
 
