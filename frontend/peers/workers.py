@@ -86,7 +86,7 @@ class Workers:
             node = directory.nodes.get(worker)
             link.wanted = node is not None and node.health != "dead" and node.nonce == link.nonce
             link.see(well=node is not None and node.health == "serving")
-            if not link.wanted and not link.flights:
+            if not link.wanted and not link.busy:
                 self._retire(link)
                 del self._links[worker]
 
@@ -187,6 +187,7 @@ class _Link:
             self._writer.put(_Frame(invocation=flight.invocation, cancel=_Frame.Cancel()))
 
     def retire(self) -> None:
+        assert not self.busy, f"nobody would answer what is on the link to {self.worker}"
         self._retired = True
         if self._stream is not None:
             self._stream.cancel()

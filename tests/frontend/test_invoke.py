@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import math
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from chassis.clock import SystemClock
 from chassis.faults import Fault
 from frontend import departure
 from frontend.api.ports import InvokeRequest, Throttled, Unavailable
+from frontend.peers.flight import Flight, NotStarted
 from frontend.retries import BURST, RATIO
 from protos import common_pb2, counting_pb2, worker_manager_pb2, worker_pb2
 from tests.frontend.region import Region, until
@@ -322,6 +325,34 @@ async def test_a_worker_that_never_says_welcome_is_given_up_as_a_definite_no():
             await made.invoke()
         await until(lambda: held(made) == 0)
         assert made.workers[0].starts == []
+
+
+async def test_a_start_for_the_worker_s_next_process_is_answered_though_the_view_forgets_the_one_before():
+    """It waits on the old process's link, which has nothing else left and pauses between two dials."""
+    async with region(limit=1) as made:
+        worker, workers = made.workers[0], made.frontends[0].workers
+        worker.hold = asyncio.Event()
+        running = asyncio.create_task(made.invoke())
+        await until(lambda: bool(worker.running))
+        made.servers[worker.node].crash()
+        with pytest.raises(Fault):
+            await running
+        link = workers._links[worker.node]
+        await until(lambda: link._stream is None)
+        workers.gone([(worker.incarnation.host, worker.incarnation.nonce)])
+        over: list[Flight] = []
+        reservation = common_pb2.Reservation(
+            worker=worker.node, address=link.address, sandbox="s",
+            incarnation=common_pb2.Incarnation(host=worker.incarnation.host, nonce=worker.incarnation.nonce + 1),
+        )
+        start = worker_pb2.InvokeFrame.Start(reservation=reservation)
+        flight = Flight("next", reservation, start, b"{}", over=over.append, answer_by=math.inf)
+        workers.start(flight)
+        view = SimpleNamespace(nonce=reservation.incarnation.nonce, health="serving")
+        workers.see(SimpleNamespace(nodes={worker.node: view}))
+        async with asyncio.timeout(60):
+            assert isinstance(await flight.answer, NotStarted), "nobody listens there yet"
+        assert over == [flight]
 
 
 async def test_a_worker_that_left_the_region_is_forgotten():
