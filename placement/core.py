@@ -4,6 +4,7 @@ Owns every durable decision of placement. Refuses to know invocations, sandboxes
 standby hears every node too, so that it can lead at once.
 """
 
+from dataclasses import replace
 from typing import assert_never
 
 from placement import reserve, roles
@@ -102,9 +103,9 @@ class PlacementCore:
                 assert hold.hard_end - hold.soft_end >= self._config.drain_s - 1e-3, f"{worker}: no room to drain"
             if hold.state in (HoldState.DRAWING, HoldState.GRANTING):
                 assert hold.manager, f"{worker} is being granted to nobody"
-        if not self.leadership.leads:
-            assert not self.holds, "a standby decides about leases"
-            assert not self.active, "a standby has active managers"
+        if not self.leadership.knows_leases:
+            assert not self.holds, "it decides about leases that it can't know"
+            assert not self.active, "it has active managers that it can't know"
 
     def candidates(self, manager: str, excluded: frozenset[str]) -> list[Candidate]:
         """The manager's workers, for ``ranking.rank``."""
@@ -163,7 +164,7 @@ class PlacementCore:
         match event:
             case Registered():
                 changed = self.nodes.register(event, now)
-                if event.facts.service == "worker" and self.leadership.leads:
+                if event.facts.service == "worker" and self.leadership.knows_leases:
                     self._worker_seen(event, now, effects)
                 return changed
             case Heartbeat():
@@ -222,8 +223,8 @@ class PlacementCore:
 
     def _manager_joined(self, event: ManagerJoined, now: float, effects: list[Effect]) -> None:
         self._links[event.manager] = event
-        if not self.leadership.leads:
-            return
+        if not self.leadership.knows_leases:
+            return  # what it holds is looked at when the records are read
         held = dict(event.held)
         for hold in self.holds.values():
             mine = hold.state is HoldState.LEASED and hold.manager == event.manager and hold.record is not None
@@ -246,7 +247,10 @@ class PlacementCore:
             ))
 
     def _returned(self, event: WorkerReturned, now: float, effects: list[Effect]) -> None:
-        hold = self.holds.get(event.worker)
+        hold, link = self.holds.get(event.worker), self._links.get(event.manager)
+        if not self.leadership.knows_leases and link is not None:
+            self._links[event.manager] = replace(link, held=link.held - {(event.worker, event.lease)})
+            return
         if hold is None or hold.state is not HoldState.LEASED or hold.record is None:
             return
         if hold.manager != event.manager or hold.record.number != event.lease:

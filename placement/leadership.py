@@ -87,6 +87,11 @@ class Leadership:
     def leads(self) -> bool:
         return self.stage in _LED
 
+    @property
+    def knows_leases(self) -> bool:
+        """Whether it leads and has read the records."""
+        return self.leads and self.stage is not Stage.LOADING
+
     def is_sure(self, now: float) -> bool:
         """Whether it certainly leads: nobody claims a record that was renewed so lately."""
         return self.leads and now - self._confirmed_at < self._config.vacated_s

@@ -266,6 +266,29 @@ def test_a_killed_leader_is_replaced_sooner(story):
     ])
 
 
+def test_a_manager_that_dials_before_the_records_are_read_keeps_its_leases(story):
+    mine = Leadership(holder="placement-az1", term=4, renewed_until=WALL)
+    core = new_core()
+    seen = LeadershipRead(stored=Stored(value=mine, revision=20), cause="leadership")
+    feed(core, [(0.0, Tick()), (0.0, seen), (0.2, registered(WORKER, 1)), (0.2, registered(MANAGER, 2)), (1.6, Tick())])
+
+    def lease(worker, number):
+        return Stored(value=LeaseRecord(
+            worker=worker, host="host-" + worker, incarnation="1", manager=MANAGER, number=number,
+            soft_end=WALL + 7200, hard_end=WALL + 10800, state="leased",
+        ), revision=12)
+
+    story(core, [
+        (1.6, seen), (1.61, LeadershipWritten(revision=21)),
+        (1.62, joined(MANAGER, 3, held=[(WORKER, 3), ("worker-az2-1", 8)])),
+        "What it gives back meanwhile isn't taken for its own when the records say so.",
+        (1.63, WorkerReturned(manager=MANAGER, worker="worker-az2-1", lease=8, cause="returned")),
+        (1.7, RecordsRead(records=(lease(WORKER, 3), lease("worker-az2-1", 8)), wall=WALL, cause="leadership")),
+        (1.75, Tick()),
+    ])
+    assert {worker: hold.state.name for worker, hold in core.holds.items()} == {WORKER: "LEASED", "worker-az2-1": "FREE"}
+
+
 def test_a_restarted_placement_starts_from_its_records(story):
     mine = Leadership(holder="placement-az1", term=4, renewed_until=WALL)
     lease = LeaseRecord(

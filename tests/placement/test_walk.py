@@ -3,6 +3,8 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from placement.leadership import Stage
+from placement.leases import HoldState
 from placement.messages import (
     DrawLease,
     Grant,
@@ -135,6 +137,19 @@ class Fleet(RuleBasedStateMachine):
         value = Leadership(holder="placement-az2", term=term, renewed_until=0.0)
         self.leadership = Stored(value=value, revision=self.bump())
 
+    @rule()
+    def it_leads_anew(self):
+        """Up to the reading of the records: single steps rarely come there, and hardly ever with leases."""
+        if self.core.leadership.leads:
+            self.another_placement_leads()
+        for _ in range(40):
+            self.now += 0.25
+            self.feed(Tick())
+            while self.pending and self.core.leadership.stage is not Stage.LOADING:
+                self.store_answers("done")
+            if self.core.leadership.stage is Stage.LOADING:
+                return
+
     @rule(step=st.sampled_from([0.05, 0.25, 0.25, 0.25, 0.9, 40.0]))
     def time_passes(self, step):
         self.now += step
@@ -179,6 +194,14 @@ class Fleet(RuleBasedStateMachine):
         if lease is not None and manager in self.links:
             del self.believes[manager][worker]
             self.feed(WorkerReturned(manager=manager, worker=worker, lease=lease))
+
+    @invariant()
+    def a_manager_has_what_is_leased_to_it(self):
+        """Or nobody serves on the worker until the lease is over."""
+        if self.core.leadership.knows_leases:
+            for hold in self.core.holds.values():
+                if hold.state is HoldState.LEASED and hold.manager in self.links:
+                    assert self.believes[hold.manager].get(hold.worker) == hold.record.number, hold.worker
 
     @invariant()
     def owners_are_active(self):
