@@ -91,6 +91,7 @@ class FunctionInvoker:
         result = answered.result
         return InvokeAnswer(
             payload=answered.payload,
+            content_type=answered.content_type,
             function_error=answered.function_error or None,
             executed_version=result.executed_version or request.function.version,
             log_tail=result.log_tail if request.log_tail else None,

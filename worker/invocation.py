@@ -209,7 +209,7 @@ async def _run(
         return await _died(env, order)
     match await process.hear(left_s):
         case Responded(body=body, content_type=content_type):
-            return Outcome(body=body, content_type=content_type or "application/json", streamed=sink.used)
+            return Outcome(body=body, content_type=content_type, streamed=sink.used)
         case Failed(error_type=error_type, body=body):
             return Outcome(
                 body=body or failures.truncated(order.request_id).payload(), function_error=True, status="error",

@@ -110,7 +110,7 @@ async def invoke(
     except Deleted:
         raise _unknown(asked.target) from None
     out: Headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", answer.content_type.encode()),
         (b"x-amz-executed-version", answer.executed_version.encode()),
         (b"x-amzn-remapped-content-length", b"0"),
         (b"x-amzn-trace-id", trace_id.encode()),
@@ -118,7 +118,7 @@ async def invoke(
     if answer.function_error is not None:
         out.append((b"x-amz-function-error", answer.function_error.encode()))
     if asked.log_tail and answer.log_tail is not None:
-        out.append((b"x-amz-log-result", log_result(answer.log_tail)))
+        out.append((b"x-amz-log-result", base64.b64encode(answer.log_tail)))
     if asked.explain:
         shown = ",".join(f"{phase}={spent_ms:g}" for phase, spent_ms in answer.phases.items())
         out.append((b"x-labda-phases", shown.encode()))
@@ -249,11 +249,6 @@ def payload_too_large(size: int) -> ApiError:
 
 
 # ---- the answer
-
-
-def log_result(tail: bytes) -> bytes:
-    """The last 4,096 bytes of the log in base64; bytes that the cut made invalid become U+FFFD."""
-    return base64.b64encode(tail[-4096:].decode("utf-8", "replace").encode())
 
 
 def _trace(services: Services, given: str | None) -> str:

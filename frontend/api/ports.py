@@ -117,12 +117,14 @@ class InvokeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvokeAnswer:
-    """What came back. ``log_tail`` are the last bytes of this invoke's log (at most 4,096), not yet base64.
+    """What came back. ``log_tail`` is the last of this invoke's log: UTF-8, of 4,096 bytes as they were logged, not yet
+    base64.
 
     ``phases`` says where the time went, in milliseconds by phase, for a caller that asks to have it explained.
     """
 
     payload: bytes | AsyncIterator[bytes]
+    content_type: str = "application/json"
     function_error: str | None = None
     executed_version: str
     log_tail: bytes | None = None

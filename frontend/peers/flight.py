@@ -18,6 +18,7 @@ class Answered:
 
     payload: bytes
     function_error: str
+    content_type: str = "application/json"
     result: worker_pb2.InvokeFrame.Result
 
 
@@ -33,8 +34,8 @@ class Flight:
     """``answer`` is awaited by the request, ``over`` is called once, when nothing of it can run any more."""
 
     __slots__ = (
-        "answer", "answer_by", "credit", "ended", "function_error", "invocation", "lost", "over", "parts", "payload",
-        "reservation", "result", "sent", "start",
+        "answer", "answer_by", "content_type", "credit", "ended", "function_error", "invocation", "lost", "over",
+        "parts", "payload", "reservation", "result", "sent", "start",
     )
 
     def __init__(
@@ -58,6 +59,7 @@ class Flight:
         self.sent = 0
         self.parts: list[bytes] = []
         self.function_error = ""
+        self.content_type = ""
         self.result: worker_pb2.InvokeFrame.Result | None = None
         self.ended = False              # by End: the sandbox is idle, as far as anybody told us
         self.lost = False               # the stream broke: whether it runs isn't known

@@ -350,6 +350,7 @@ class _Link:
         match kind:
             case "response":
                 flight.function_error = frame.response.function_error
+                flight.content_type = frame.response.content_type
                 flight.parts.append(frame.response.payload)
             case "chunk":
                 self._chunk(flight, frame.chunk.data)
@@ -360,7 +361,8 @@ class _Link:
             case "result":
                 flight.result = frame.result
                 flight.settle(Answered(
-                    payload=b"".join(flight.parts), function_error=flight.function_error, result=frame.result
+                    payload=b"".join(flight.parts), function_error=flight.function_error,
+                    content_type=flight.content_type, result=frame.result,
                 ))
                 flight.parts.clear()
             case "never_started":

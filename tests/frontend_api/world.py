@@ -109,9 +109,10 @@ class EchoInvoker:
             await asyncio.Event().wait()
         error = "Unhandled" if name.startswith("failing") else None
         log = b"START\n" + "\u00e9".encode() * 3000
+        content_type = "application/octet-stream" if name.startswith("streaming") else "application/json"
         return InvokeAnswer(
-            payload=request.payload, function_error=error, executed_version="$LATEST", log_tail=log,
-            phases={"permit": 0.25, "run": 2.0},
+            payload=request.payload, content_type=content_type, function_error=error, executed_version="$LATEST",
+            log_tail=log, phases={"permit": 0.25, "run": 2.0},
         )
 
 

@@ -196,6 +196,19 @@ async def test_streaming(api):
     assert heard[1:] == [("streamed", b"abc"), ("streamed", b"de"), ("failed", "Runtime.Late", b"")]
 
 
+@pytest.mark.parametrize(("body", "content_type"), [(b"<p>", "application/octet-stream"), (b"", "application/json")])
+async def test_a_streaming_handler_whose_caller_wants_the_whole(api, body, content_type):
+    session, heard, dial = api
+    http = await dial()
+    await given_an_event(session, http)
+    answer = await http.ask(
+        "POST", f"{INVOCATION}/id-1/response", body, content_type="text/html",
+        Lambda_Runtime_Function_Response_Mode="streaming",
+    )
+    assert answer[0] == 202
+    assert heard[-1] == ("responded", body, content_type)
+
+
 async def test_a_connection_that_breaks_in_the_middle_may_be_repeated(api):
     session, heard, dial = api
     http, other = await dial(), await dial()
@@ -205,7 +218,7 @@ async def test_a_connection_that_breaks_in_the_middle_may_be_repeated(api):
     http.writer.close()
     await until(lambda: session.state is ApiState.RUNNING)
     assert (await other.ask("POST", f"{INVOCATION}/id-1/response", b"1"))[0] == 202
-    assert heard[-1] == ("responded", b"1", "")
+    assert heard[-1] == ("responded", b"1", "application/json")
 
 
 async def test_what_is_not_there_yet_says_so(api):

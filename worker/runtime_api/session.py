@@ -45,7 +45,10 @@ class RuntimeEvents(Protocol):
 
     def asked_next(self) -> None: ...
 
-    def responded(self, body: bytes, content_type: str) -> None: ...
+    def responded(self, body: bytes, content_type: str) -> None:
+        """``content_type``: what Invoke answers with. The runtime's own word isn't for that."""
+        ...
+
 
     def streamed(self, chunk: bytes) -> None:
         """A piece of a streamed result. ``responded(b"", ...)`` or ``failed`` ends it."""
@@ -199,7 +202,7 @@ class RuntimeSession:
         if failing or broken:
             self._events.failed(_error_type(connection), body)
         else:
-            self._events.responded(body, connection.header(b"content-type"))
+            self._events.responded(body, _content_type(connection, body))
         return answers.ACCEPTED
 
     def _next(self, connection: Connection) -> bytes | None:
@@ -244,3 +247,9 @@ def _error_type(connection: Connection) -> str:
     if _ERROR_TYPE.fullmatch(named):
         return named
     return "Function.Unknown" if named.startswith("Function.") else "Runtime.Unknown"
+
+
+def _content_type(connection: Connection, body: bytes) -> str:
+    """Of the answer to an Invoke: another where a streaming handler had something to say (reference section 2.2)."""
+    streaming = connection.header(b"lambda-runtime-function-response-mode") != ""
+    return "application/octet-stream" if streaming and body else "application/json"
