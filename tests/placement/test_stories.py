@@ -1,5 +1,6 @@
 """Stories of the fleet: read tests/placement/stories."""
 
+from placement.leases import HoldState
 from placement.messages import (
     Capacity,
     Heartbeat,
@@ -286,7 +287,8 @@ def test_a_manager_that_dials_before_the_records_are_read_keeps_its_leases(story
         (1.7, RecordsRead(records=(lease(WORKER, 3), lease("worker-az2-1", 8)), wall=WALL, cause="leadership")),
         (1.75, Tick()),
     ])
-    assert {worker: hold.state.name for worker, hold in core.holds.items()} == {WORKER: "LEASED", "worker-az2-1": "FREE"}
+    assert core.holds[WORKER].state is HoldState.LEASED
+    assert core.holds["worker-az2-1"].state is HoldState.FREE
 
 
 def test_a_restarted_placement_starts_from_its_records(story):
