@@ -7,7 +7,7 @@ invocation: what doesn't fit is dropped and counted. Files are written off the l
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,7 +38,9 @@ class LogLine:
 class LogFiles(Protocol):
     """Blocking file work of the logs, called off the loop."""
 
-    def append(self, key: Key, data: bytes) -> None: ...
+    def append(self, key: Key, data: bytes) -> None:
+        """``data`` is whole lines. Raises OSError."""
+        ...
 
     def read(self, key: Key) -> bytes:
         """Everything kept of one function, oldest first."""
@@ -46,7 +48,10 @@ class LogFiles(Protocol):
 
 
 class RotatedFiles:
-    """Two files per function, each at most ``file_bytes_max``: the older one goes when the newer one is full."""
+    """Two files per function, each at most ``file_bytes_max``: the older one goes when the newer one is full.
+
+    A single line that is longer has a file to itself.
+    """
 
     def __init__(self, folder: Path, *, file_bytes_max: int, functions_max: int = 10_000) -> None:
         self._folder = folder
@@ -60,16 +65,18 @@ class RotatedFiles:
             self._make_room()
         current = folder / "current.ndjson"
         size = current.stat().st_size if current.exists() else 0
-        if size + len(data) > self._file_bytes_max:
-            current.replace(folder / "previous.ndjson")
-            size = 0
-        try:
-            with current.open("ab") as file:
-                file.write(data)
-        except OSError:
-            if current.exists():
-                os.truncate(current, size)  # half a line would spoil the next one
-            raise
+        for piece in _pieces(data, self._file_bytes_max):
+            if size and size + len(piece) > self._file_bytes_max:
+                current.replace(folder / "previous.ndjson")
+                size = 0
+            try:
+                with current.open("ab") as file:
+                    file.write(piece)
+            except OSError:
+                if current.exists():
+                    os.truncate(current, size)  # half a line would spoil the next one
+                raise
+            size += len(piece)
 
     def read(self, key: Key) -> bytes:
         folder = self._of(key)
@@ -93,6 +100,17 @@ class RotatedFiles:
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
+
+
+def _pieces(data: bytes, bytes_max: int) -> Iterator[bytes]:
+    """Whole lines, as many as ``bytes_max`` has room for; a line that is longer comes alone."""
+    start = 0
+    while len(data) - start > bytes_max:
+        end = data.rfind(b"\n", start, start + bytes_max) + 1 or data.find(b"\n", start) + 1 or len(data)
+        yield data[start:end]
+        start = end
+    if start < len(data):
+        yield data[start:]
 
 
 class MemoryFiles:

@@ -81,6 +81,33 @@ def test_files_are_bounded_and_names_are_no_paths(tmp_path):
     assert len(list(tmp_path.glob("a-*/f-*"))) == 2
 
 
+@pytest.mark.parametrize("before", [b"", b"before\n"])
+def test_a_batch_larger_than_a_file_fills_several(tmp_path, before):
+    files = RotatedFiles(tmp_path, file_bytes_max=100)
+    if before:
+        files.append(KEY, before)
+    lines = [b"%018d\n" % number for number in range(17)]
+    files.append(KEY, b"".join(lines))
+    assert [path.stat().st_size for path in sorted(tmp_path.rglob("*.ndjson"))] == [2 * 19, 5 * 19]
+    assert files.read(KEY) == b"".join(lines[-7:])
+
+
+def test_a_line_longer_than_a_file_has_one_to_itself(tmp_path):
+    files = RotatedFiles(tmp_path, file_bytes_max=100)
+    long = b"x" * 150 + b"\n"
+
+    def kept() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.rglob("*.ndjson")}
+
+    files.append(KEY, long)
+    assert kept() == {"current.ndjson": long}
+    files.append(KEY, b"before\n" + long)
+    assert kept() == {"previous.ndjson": b"before\n", "current.ndjson": long}
+    files.append(KEY, b"after\n")
+    files.append(KEY, b"last\n")
+    assert kept() == {"previous.ndjson": long, "current.ndjson": b"after\nlast\n"}
+
+
 async def test_read_and_follow():
     logs = FunctionLogs(MemoryFiles())
     logs.start()
