@@ -139,6 +139,7 @@ class FunctionLogs:
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
         self._tasks = Tasks()
+        self._writes = Tasks()  # never cancelled: a thread would write on, and the lines after its own would be lost
 
     def start(self) -> None:
         self._tasks.start(self._run(), name="function logs")
@@ -165,9 +166,10 @@ class FunctionLogs:
         queue: asyncio.Queue[LogLine] = asyncio.Queue(FOLLOWER_LINES_MAX)
         self._followers.setdefault(key, set()).add(queue)
         try:
-            seen = self._number
             await self._flush()
-            data = await asyncio.get_running_loop().run_in_executor(None, self._files.read, key)
+            async with self._writing:   # no file is rotated between the reading of the two
+                seen = self._number - self._buffered    # what isn't in the files yet comes through the queue
+                data = await asyncio.get_running_loop().run_in_executor(None, self._files.read, key)
             lines = [line for line in _parse(data) if line.at_ms >= since_ms]
             for start in range(0, len(lines), 500):
                 yield lines[start:start + 500]
@@ -190,18 +192,27 @@ class FunctionLogs:
             await self._flush()
 
     async def _flush(self) -> None:
+        """Returns when all lines up to now are written or lost. Who stops waiting doesn't stop the writing."""
+        await asyncio.shield(self._writes.start(self._write(), name="function logs written"))
+
+    async def _write(self) -> None:
         async with self._writing:
             self._wake.clear()
             buffers, self._buffers, self._buffered = self._buffers, {}, 0
             if self._dropped:
                 _log.warning("function logs dropped: the disk doesn't keep up", lines=self._dropped)
                 self._dropped = 0
-            loop = asyncio.get_running_loop()
             for key, lines in buffers.items():
-                try:
-                    await loop.run_in_executor(None, self._files.append, key, _encode(lines))
-                except OSError as error:
-                    _log.warning("function logs lost", function=key[1], lines=len(lines), error=str(error))
+                await self._keep(key, lines)
+
+    async def _keep(self, key: Key, lines: list[LogLine]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, self._files.append, key, _encode(lines))
+        except OSError as error:
+            _log.warning("function logs lost", function=key[1], lines=len(lines), error=str(error))
+        except Exception as error:  # noqa: BLE001 - a bug is told as one, and the lines after these are kept
+            loop.call_exception_handler({"message": "function logs lost", "exception": error})
 
 
 def _encode(lines: list[LogLine]) -> bytes:

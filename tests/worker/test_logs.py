@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from worker.messages import FunctionSettings
 from worker.platform_lines import Lines, Report
 
 KEY = ("000000000000", "hello")
+OTHER = ("000000000000", "other")
 
 
 def output(**changes) -> tuple[FunctionOutput, list[str]]:
@@ -123,6 +125,106 @@ async def test_read_and_follow():
         assert [line.message for line in await anext(follower)] == ["3\n"]
     await follower.aclose()
     await logs.close()
+
+
+class HangingFiles(MemoryFiles):
+    """A disk on which every write hangs until ``go`` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.began = threading.Event()
+        self.go = threading.Event()
+
+    def append(self, key, data):
+        self.began.set()
+        assert self.go.wait(60)
+        super().append(key, data)
+
+
+async def test_a_reader_that_leaves_stops_no_writing():
+    files = HangingFiles()
+    logs = FunctionLogs(files)
+    for key in (KEY, OTHER):
+        logs.append(key, at_ms=1, stream="s", message="kept\n")
+    reading = asyncio.ensure_future(anext(logs.read(KEY, since_ms=0, follow=False)))
+    assert await asyncio.to_thread(files.began.wait, 60)
+    reading.cancel()
+    await asyncio.wait([reading])
+    files.go.set()
+    await logs.close()
+    assert set(files.files) == {KEY, OTHER}
+
+
+async def test_the_end_of_the_process_waits_for_what_is_being_written():
+    files = HangingFiles()
+    logs = FunctionLogs(files)
+    logs.start()
+    for key in (KEY, OTHER):
+        logs.append(key, at_ms=1, stream="s", message="kept\n")
+    assert await asyncio.to_thread(files.began.wait, 60)
+    closing = asyncio.ensure_future(logs.close())
+    await asyncio.sleep(0)
+    files.go.set()
+    await closing
+    assert set(files.files) == {KEY, OTHER}
+
+
+@pytest.mark.parametrize("writing_already", [True, False])
+async def test_a_follower_gets_each_line_once(writing_already):
+    files = HangingFiles()
+    logs = FunctionLogs(files)
+    logs.append(KEY, at_ms=1, stream="s", message="1\n")
+    follower = logs.read(KEY, since_ms=0, follow=True)
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(logs._flush())] if writing_already else []
+    if writing_already:
+        assert await asyncio.to_thread(files.began.wait, 60)
+    tasks.append(asyncio.ensure_future(anext(follower)))
+    await asyncio.sleep(0)
+    assert await asyncio.to_thread(files.began.wait, 60)
+    # Comes from the files where the follower's own write is still to begin, else from memory.
+    logs.append(KEY, at_ms=1, stream="s", message="2\n")
+    files.go.set()
+    batches = [await tasks[-1]]
+    logs.append(KEY, at_ms=1, stream="s", message="3\n")
+    batches.append(await anext(follower))
+    assert [[line.message for line in batch] for batch in batches] == (
+        [["1\n", "2\n"], ["3\n"]] if writing_already else [["1\n"], ["2\n", "3\n"]]
+    )
+    await follower.aclose()
+    await logs.close()
+
+
+class FaultyFiles(MemoryFiles):
+    """Has a bug with ``KEY``."""
+
+    def append(self, key, data):
+        if key == KEY:
+            raise ValueError("a bug")
+        super().append(key, data)
+
+
+async def test_a_bug_with_one_function_costs_no_other_its_lines():
+    files = FaultyFiles()
+    logs = FunctionLogs(files)
+    told: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+    try:
+        logs.start()
+        for key in (KEY, OTHER):
+            logs.append(key, at_ms=1, stream="s", message="at once\n")
+        async with asyncio.timeout(10):
+            while not told:
+                await asyncio.sleep(0.01)
+        logs.append(OTHER, at_ms=1, stream="s", message="later\n")
+        async with asyncio.timeout(10):
+            while b"later" not in files.read(OTHER):
+                await asyncio.sleep(0.01)
+        await logs.close()
+    finally:
+        loop.set_exception_handler(None)
+    assert [repr(error) for error in told] == ["ValueError('a bug')"]
+    assert [json.loads(row)["message"] for row in files.read(OTHER).splitlines()] == ["at once\n", "later\n"]
 
 
 def test_platform_lines_in_json():
