@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import sys
 import threading
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+import worker.logs
+from chassis.grpc_network import MESSAGE_BYTES_MAX
 from tests.worker.region import Frame
 from tests.worker.test_core import HELLO
 from worker.function_output import LINE_BYTES_MAX, FunctionOutput
@@ -190,6 +194,89 @@ async def test_a_follower_gets_each_line_once(writing_already):
     assert [[line.message for line in batch] for batch in batches] == (
         [["1\n", "2\n"], ["3\n"]] if writing_already else [["1\n"], ["2\n", "3\n"]]
     )
+    await follower.aclose()
+    await logs.close()
+
+
+async def test_what_waits_for_the_disk_is_bounded_by_bytes(monkeypatch):
+    line = "x" * 1000
+    room = 300
+    monkeypatch.setattr(worker.logs, "BUFFER_BYTES_MAX", room * sys.getsizeof(line))
+    files = HangingFiles()
+    logs = FunctionLogs(files)
+
+    def say(lines: int) -> None:
+        for _ in range(lines):
+            logs.append(KEY, at_ms=1, stream="s", message=line)
+
+    say(200)
+    writing = asyncio.ensure_future(logs._flush())
+    assert await asyncio.to_thread(files.began.wait, 60)
+    say(200)    # what is being written takes memory too
+    files.go.set()
+    with capture_logs() as told:
+        await writing
+        await logs._flush()
+    assert files.read(KEY).count(b"\n") == room
+    assert [(entry["event"], entry["lines"]) for entry in told] == [
+        ("function logs dropped: the disk doesn't keep up", 100)
+    ]
+    say(room + 1)
+    await logs.close()
+    assert files.read(KEY).count(b"\n") == 2 * room
+
+
+async def test_drops_are_told_though_nothing_follows(monkeypatch):
+    monkeypatch.setattr(worker.logs, "BUFFER_LINES_MAX", 1)
+    files = HangingFiles()
+    logs = FunctionLogs(files)
+    logs.start()
+    logs.append(KEY, at_ms=1, stream="s", message="kept\n")
+    assert await asyncio.to_thread(files.began.wait, 60)
+    logs.append(KEY, at_ms=1, stream="s", message="dropped\n")
+    with capture_logs() as told:
+        files.go.set()
+        async with asyncio.timeout(10):
+            while not told:
+                await asyncio.sleep(0.01)
+    await logs.close()
+    assert [entry["lines"] for entry in told] == [1]
+
+
+async def test_what_waits_for_a_follower_is_bounded_by_bytes(monkeypatch):
+    line = "x" * 1000
+    monkeypatch.setattr(worker.logs, "FOLLOWER_BYTES_MAX", 300 * sys.getsizeof(line))
+    logs = FunctionLogs(MemoryFiles())
+    logs.append(KEY, at_ms=1, stream="s", message="first")
+    follower = logs.read(KEY, since_ms=0, follow=True)
+    assert [kept.message for kept in await anext(follower)] == ["first"]
+    for lines in (400, 300):    # it has room again for what comes when it has caught up
+        for _ in range(lines):
+            logs.append(KEY, at_ms=1, stream="s", message=line)
+        with capture_logs() as told:
+            async with asyncio.timeout(60):
+                assert len(await anext(follower)) == 300
+        assert [entry["lines"] for entry in told] == ([100] if lines == 400 else [])
+    await follower.aclose()
+    await logs.close()
+
+
+async def test_a_batch_of_long_lines_fits_in_a_message():
+    logs = FunctionLogs(MemoryFiles())
+    line = "x" * LINE_BYTES_MAX
+    lines = MESSAGE_BYTES_MAX // LINE_BYTES_MAX + 1
+
+    def say() -> None:
+        for _ in range(lines):
+            logs.append(KEY, at_ms=1, stream="s", message=line)
+
+    say()
+    follower = logs.read(KEY, since_ms=0, follow=True)
+    batches = [await anext(follower)]
+    say()       # the first half comes from the files, the other from memory
+    while sum(map(len, batches)) < 2 * lines:
+        batches.append(await anext(follower))
+    assert max(map(len, batches)) * LINE_BYTES_MAX < MESSAGE_BYTES_MAX
     await follower.aclose()
     await logs.close()
 
