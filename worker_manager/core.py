@@ -17,6 +17,7 @@ from worker_manager.messages import (
     Event,
     FrontendEvent,
     FrontendLeft,
+    Going,
     Gone,
     Granted,
     HandOver,
@@ -68,7 +69,7 @@ class ManagerCore:
         match event:
             case Reserve() | Cancel() | Release() | Revised() | FrontendLeft():
                 self._handle_frontend(event, now)
-            case NoCapacity() | CreateFailed() | Ready() | Idle() | Busy() | Gone() | Raised():
+            case NoCapacity() | CreateFailed() | Ready() | Idle() | Busy() | Going() | Gone() | Raised():
                 self._handle_sandbox(event, now)
             case Inventory() | WorkerAway() | StaleLease() | WorkerReturned() | Granted() | Lost() | HandOver():
                 self.tenure.handle(event, now)
@@ -106,6 +107,11 @@ class ManagerCore:
                 assert not (sandbox.state is State.IDLE and lease.state is LeaseState.DRAINING), f"{sandbox} waits"
         for lease in supply.leases.values():
             assert lease.state is not LeaseState.OVER, f"the lease of {lease.worker} is over and kept"
+            # A sandbox has its memory from its Create until its worker says that it has gone.
+            taken_mb = supply.sandboxes.memory_mb(lease.worker)
+            assert taken_mb + lease.memory_free_mb <= lease.memory_mb, (
+                f"{taken_mb} of {lease.memory_mb} MB of {lease.worker} are taken, {lease.memory_free_mb} believed free"
+            )
         for function in supply.waiting.functions():
             # Nobody waits without a sandbox on its way to them, unless it waits for room or the workers are on theirs.
             coming = supply.sandboxes.coming(function)
@@ -201,6 +207,8 @@ class ManagerCore:
                 self.tenure.return_if_empty(event.worker, now)
             case Ready():
                 self.supply.ready(event, now)
+            case Going():
+                self.supply.going(event, now)
             case Gone():
                 self.supply.gone(event, now)
                 self.tenure.return_if_empty(event.worker, now)

@@ -15,6 +15,7 @@ from worker_manager.messages import (
     Destroy,
     Effect,
     FunctionKey,
+    Going,
     Gone,
     NoCapacity,
     Phases,
@@ -328,7 +329,7 @@ class Supply:
         only waits to be used may not: the longest idle sandboxes go."""
         if not self.sandboxes.idle_count:
             return
-        going_mb = sum(one.memory_mb for one in self.sandboxes.by_name.values() if one.state is State.DRAINING)
+        going_mb = sum(one.memory_mb for one in self.sandboxes.by_name.values() if one.goes)
         missing_mb = worker_leases.reserve_missing_mb(self.leases.values(), going_mb)
         for victim in list(self.sandboxes.longest_idle()) if missing_mb else ():
             if missing_mb <= 0:
@@ -351,7 +352,8 @@ class Supply:
         return True
 
     def room_freed(self, worker: str, now: float) -> None:
-        """Something of this worker has gone or is ready, or the worker has gone: those who wait for room look again."""
+        """Something of this worker goes, has gone or is ready, or the worker has gone: those who wait for room look
+        again."""
         for sandbox in self.room.promised(worker):
             lease = self.leases.get(worker)
             if lease is None or not self._reachable(worker):
@@ -412,7 +414,9 @@ class Supply:
         sandbox = self.sandboxes.get(event.sandbox, event.worker)
         if sandbox is None or sandbox.state is not State.STARTING:
             return
-        self.leases[event.worker].memory_free_mb = event.memory_free_mb
+        # Of when it answered: what was ordered after this one is still on its way there.
+        on_its_way_mb = sum(one.memory_mb for one in self.sandboxes.ordered_after(sandbox))
+        self.leases[event.worker].memory_free_mb = event.memory_free_mb - on_its_way_mb
         self.sandboxes.seat(sandbox, "")
         self.sandboxes.move(sandbox, NoCapacity, now)
         sandbox.tried.add(event.worker)
@@ -421,9 +425,11 @@ class Supply:
 
     def create_failed(self, event: CreateFailed, now: float) -> None:
         sandbox = self.sandboxes.get(event.sandbox, event.worker)
-        if sandbox is None or sandbox.state is not State.STARTING:
+        if sandbox is None or sandbox.state not in (State.STARTING, State.LEAVING):
             return
-        waiter = self.waiting.get(sandbox.holder, sandbox.cause)
+        # Who waited for one that was leaving already waits for another.
+        starting = sandbox.state is State.STARTING
+        waiter = self.waiting.get(sandbox.holder, sandbox.cause) if starting else None
         self._remove(sandbox, CreateFailed, now)
         if waiter is not None:
             self.refuse(waiter, "CREATE_FAILED", event.message, error_type=event.error_type)
@@ -442,12 +448,23 @@ class Supply:
         ))
         self.room_freed(event.worker, now)
 
-    def gone(self, event: Gone, now: float) -> None:
+    def going(self, event: Going, now: float) -> None:
+        """Nobody gets it any more. What would be created in its room is refused until it has gone."""
         sandbox = self.sandboxes.get(event.sandbox, event.worker)
         if sandbox is None:
             return
-        self._remove(sandbox, Gone, now)
+        self.sandboxes.move(sandbox, Going, now)
         self.cover(sandbox.function, now)
+        self.room_freed(event.worker, now)
+
+    def gone(self, event: Gone, now: float) -> None:
+        sandbox, lease = self.sandboxes.get(event.sandbox, event.worker), self.leases.get(event.worker)
+        if sandbox is not None:
+            self._remove(sandbox, Gone, now)
+            self.cover(sandbox.function, now)
+        elif lease is not None:
+            # A worker of the release before says Gone of what breaks too, and counts it in its refusals until now.
+            lease.memory_free_mb = lease.memory_mb - self.sandboxes.memory_mb(lease.worker)
         self.room_freed(event.worker, now)
 
     def worker_gone(self, worker: str, now: float) -> None:

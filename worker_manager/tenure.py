@@ -29,7 +29,7 @@ from worker_manager.sandboxes import Sandbox, State
 from worker_manager.supply import Supply
 
 INVENTORY_STATES = {
-    "starting": State.STARTING, "idle": State.IDLE, "busy": State.RESERVED, "draining": State.DRAINING,
+    "starting": State.STARTING, "idle": State.IDLE, "busy": State.RESERVED, "draining": State.LEAVING,
 }
 
 
