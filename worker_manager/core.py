@@ -99,6 +99,8 @@ class ManagerCore:
         supply.sandboxes.check()
         supply.waiting.check()
         supply.room.check()
+        supply.timers.check()
+        self._check_timers()
         for sandbox in supply.sandboxes.by_name.values():
             if sandbox.worker:
                 assert sandbox.worker in supply.leases, f"{sandbox} is on a worker that isn't ours"
@@ -119,6 +121,19 @@ class ManagerCore:
             assert supply.waiting.count(function) <= coming or held_back, (
                 f"{supply.waiting.count(function)} wait for {function}, {coming} are coming"
             )
+
+    def _check_timers(self) -> None:
+        """Deadlines are of what there is. Those of who looks for room are passed over, ``room_s`` later at most."""
+        for key in self.supply.timers:
+            match key:
+                case ("waiter", frontend, cause):
+                    assert self.supply.waiting.get(frontend, cause) is not None, f"{cause} is served and has a timer"
+                case ("sandbox", name):
+                    assert self.supply.sandboxes.get(name) is not None, f"{name} has gone and has a timer"
+                case ("lease", worker):
+                    assert worker in self.supply.leases, f"{worker} isn't leased and has a timer"
+                case _:
+                    pass
 
     # ------------------------------------------------------------ frontends
 

@@ -33,21 +33,20 @@ from worker_manager.messages import (
 from worker_manager.revisions import Revisions
 from worker_manager.room import Room
 from worker_manager.sandboxes import Sandbox, Sandboxes, State, StillRuns
-from worker_manager.timers import Timers
+from worker_manager.timers import TimerKey, Timers
 from worker_manager.waiting import ScalingRate, Waiter, Waiting
 
 ATTEMPTS_MAX = 3  # sandboxes that may vanish while starting before the request is refused
-TimerKey = tuple[str, ...]
 
 
 class Supply:
     def __init__(self, config: PoolConfig) -> None:
         self.sandboxes = Sandboxes()
-        self.waiting = Waiting(config)
+        self.timers: Timers[TimerKey] = Timers()
+        self.waiting = Waiting(config, self.timers)
         self.leases: dict[str, Lease] = {}
         self.unusable: frozenset[str] = frozenset()     # workers that drain or are silent, by placement's word
         self.rate = ScalingRate(config)
-        self.timers: Timers[TimerKey] = Timers()
         self.out: list[Effect] = []                     # of the event that is being handled
         self.settles_until = float("-inf")              # workers are expected: requests wait instead of being refused
         self._config = config
@@ -83,7 +82,6 @@ class Supply:
                 f"them of account {gives_way.event.function.account}: try again later"
             ))
         self.waiting.add(waiter)
-        self.timers.set(("waiter", event.frontend, event.cause), waiter.deadline_at)
         self.cover(event.function, now)
 
     def refuse(self, waiter: Waiter, reason: str, message: str, *, error_type: str = "") -> None:
@@ -472,7 +470,7 @@ class Supply:
         functions = set()
         for sandbox in self.sandboxes.of_worker(worker):
             functions.add(sandbox.function)
-            self.sandboxes.move(sandbox, WorkerAway, now)
+            self._end(sandbox, WorkerAway, now)
         self.room_freed(worker, now)
         for function in sorted(functions):
             self.cover(function, now)
@@ -480,7 +478,11 @@ class Supply:
     def _remove(self, sandbox: Sandbox, event: type, now: float) -> None:
         lease = self.leases[sandbox.worker]
         lease.memory_free_mb = min(lease.memory_mb, lease.memory_free_mb + sandbox.memory_mb)
+        self._end(sandbox, event, now)
+
+    def _end(self, sandbox: Sandbox, event: type, now: float) -> None:
         self.sandboxes.move(sandbox, event, now)
+        self.timers.drop(("sandbox", sandbox.name))
 
     def _give_up(self, sandbox: Sandbox, message: str, now: float) -> None:
         waiter = self.waiting.get(sandbox.holder, sandbox.cause)

@@ -146,6 +146,7 @@ class Tenure:
         self.expect_workers(now)
         self.supply.worker_gone(lease.worker, now)
         del self.supply.leases[lease.worker]
+        self.supply.timers.drop(("lease", lease.worker))
         self.supply.out.append(Disconnect(worker=lease.worker, lease=lease.number, cause=cause))
 
     def leave(self, now: float) -> None:

@@ -110,6 +110,20 @@ def test_a_waiter_that_gives_up_leaves_its_sandbox(story):
     ])
 
 
+def test_a_deadline_goes_with_its_waiter(story):
+    core = new_core(W1, memory_mb=128)
+    warm(core, "a")
+    feed(core, [(0.1, busy("a"))])
+    story(core, [
+        "Served under another's reservation, and asked anew under the same id with more time: the new deadline counts.",
+        (1.0, reserve("b", deadline_s=5.0)), (1.0, placed("b", W1)),
+        (1.1, Cancel(frontend=FRONT, cause="b", served=True)),
+        (1.2, reserve("b", deadline_s=9.0)),
+        (6.0, Tick()),
+        (10.2, Tick()),
+    ])
+
+
 def test_lingering_is_recalled_before_a_cold_start(story):
     core = new_core(W1)
     feed(core, [(1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, ready("a")), (1.0, busy("a"))])
