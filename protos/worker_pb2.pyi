@@ -559,23 +559,27 @@ class WorkerEvent(_message.Message):
 
     @_typing.final
     class Gone(_message.Message):
-        """said as soon as nothing can start on it any more, perhaps twice"""
+        """of one that goes without a manager's order: twice, `going` the first time"""
 
         DESCRIPTOR: _descriptor.Descriptor
 
         SANDBOX_FIELD_NUMBER: _builtins.int
         REASON_FIELD_NUMBER: _builtins.int
+        GOING_FIELD_NUMBER: _builtins.int
         sandbox: _builtins.str
         reason: _builtins.str
+        going: _builtins.bool
+        """nothing starts on it any more, and its memory is in use until it has gone"""
         def __init__(
             self,
             *,
             sandbox: _builtins.str = ...,
             reason: _builtins.str = ...,
+            going: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "sandbox", b"sandbox"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["going", b"going", "reason", b"reason", "sandbox", b"sandbox"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -268,8 +268,8 @@ class WorkerCore:
         slot.reason = slot.reason or reason
         if not slot.running:
             if not asked and not slot.destroying:
-                # Now, and once more when it has gone: until then the manager would offer it, and starts be refused.
-                self._tell(m.Gone(sandbox=slot.sandbox, reason=slot.reason), event.cause)
+                # Now, not only when it has gone: the manager would offer it until then, and starts be refused.
+                self._tell(m.Going(sandbox=slot.sandbox, reason=slot.reason), event.cause)
             self._destroy(slot, event.cause)
 
     def _retire_all(self, reason: str, cause: str, now: float, *, asked: bool) -> None:

@@ -407,6 +407,15 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Going:
+    """Nothing starts on it any more, without the manager's order. Gone, or CreateFailed, follows when its memory is
+    free."""
+
+    sandbox: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gone:
     sandbox: str
     reason: str
@@ -425,7 +434,9 @@ class Returned:
     pass
 
 
-ManagerNews = Inventory | StaleLease | NoCapacity | CreateFailed | Ready | Idle | Busy | Gone | Raised | Returned
+ManagerNews = (
+    Inventory | StaleLease | NoCapacity | CreateFailed | Ready | Idle | Busy | Going | Gone | Raised | Returned
+)
 
 # ---------------------------------------------------------------- effects
 

@@ -45,7 +45,7 @@ class News:
 
     def _note(self, news: m.ManagerNews) -> None:
         match news:
-            case m.Gone():
+            case m.Going() | m.Gone():
                 self._told_busy.discard(news.sandbox)
             case m.Raised() if news.busy:
                 self._told_busy.add(news.sandbox)

@@ -146,8 +146,10 @@ def news_out(
             ))
         case m.Idle() | m.Busy():
             return uses_out(lease, [news])
-        case m.Gone():
-            return _Event(lease=lease, gone=_Event.Gone(sandbox=news.sandbox, reason=news.reason))
+        case m.Going() | m.Gone():
+            return _Event(lease=lease, gone=_Event.Gone(
+                sandbox=news.sandbox, reason=news.reason, going=isinstance(news, m.Going)
+            ))
         case m.Raised():
             return _Event(lease=lease, raised=_Event.Raised(
                 sandbox=news.sandbox, sequence=news.sequence, busy=news.busy, kept=news.kept

@@ -17,6 +17,7 @@ from worker_manager.messages import (
     Event,
     FrontendEvent,
     FrontendLeft,
+    Going,
     Gone,
     Granted,
     HandOver,
@@ -68,7 +69,7 @@ class ManagerCore:
         match event:
             case Reserve() | Cancel() | Release() | Revised() | FrontendLeft():
                 self._handle_frontend(event, now)
-            case NoCapacity() | CreateFailed() | Ready() | Idle() | Busy() | Gone() | Raised():
+            case NoCapacity() | CreateFailed() | Ready() | Idle() | Busy() | Going() | Gone() | Raised():
                 self._handle_sandbox(event, now)
             case Inventory() | WorkerAway() | StaleLease() | WorkerReturned() | Granted() | Lost() | HandOver():
                 self.tenure.handle(event, now)
@@ -98,6 +99,8 @@ class ManagerCore:
         supply.sandboxes.check()
         supply.waiting.check()
         supply.room.check()
+        supply.timers.check()
+        self._check_timers()
         for sandbox in supply.sandboxes.by_name.values():
             if sandbox.worker:
                 assert sandbox.worker in supply.leases, f"{sandbox} is on a worker that isn't ours"
@@ -106,6 +109,11 @@ class ManagerCore:
                 assert not (sandbox.state is State.IDLE and lease.state is LeaseState.DRAINING), f"{sandbox} waits"
         for lease in supply.leases.values():
             assert lease.state is not LeaseState.OVER, f"the lease of {lease.worker} is over and kept"
+            # A sandbox has its memory from its Create until its worker says that it has gone.
+            taken_mb = supply.sandboxes.memory_mb(lease.worker)
+            assert taken_mb + lease.memory_free_mb <= lease.memory_mb, (
+                f"{taken_mb} of {lease.memory_mb} MB of {lease.worker} are taken, {lease.memory_free_mb} believed free"
+            )
         for function in supply.waiting.functions():
             # Nobody waits without a sandbox on its way to them, unless it waits for room or the workers are on theirs.
             coming = supply.sandboxes.coming(function)
@@ -113,6 +121,19 @@ class ManagerCore:
             assert supply.waiting.count(function) <= coming or held_back, (
                 f"{supply.waiting.count(function)} wait for {function}, {coming} are coming"
             )
+
+    def _check_timers(self) -> None:
+        """Deadlines are of what there is. Those of who looks for room are passed over, ``room_s`` later at most."""
+        for key in self.supply.timers:
+            match key:
+                case ("waiter", frontend, cause):
+                    assert self.supply.waiting.get(frontend, cause) is not None, f"{cause} is served and has a timer"
+                case ("sandbox", name):
+                    assert self.supply.sandboxes.get(name) is not None, f"{name} has gone and has a timer"
+                case ("lease", worker):
+                    assert worker in self.supply.leases, f"{worker} isn't leased and has a timer"
+                case _:
+                    pass
 
     # ------------------------------------------------------------ frontends
 
@@ -201,6 +222,8 @@ class ManagerCore:
                 self.tenure.return_if_empty(event.worker, now)
             case Ready():
                 self.supply.ready(event, now)
+            case Going():
+                self.supply.going(event, now)
             case Gone():
                 self.supply.gone(event, now)
                 self.tenure.return_if_empty(event.worker, now)

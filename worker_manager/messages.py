@@ -185,6 +185,16 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Going:
+    """Nothing starts on it any more. Its memory is in use until it is Gone."""
+
+    worker: str
+    sandbox: str
+    reason: str
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gone:
     worker: str
     sandbox: str
@@ -285,7 +295,7 @@ class Leave:
 
 
 FrontendEvent = Reserve | Cancel | Release | Revised | FrontendLeft
-SandboxEvent = NoCapacity | CreateFailed | Ready | Idle | Busy | Gone | Raised
+SandboxEvent = NoCapacity | CreateFailed | Ready | Idle | Busy | Going | Gone | Raised
 WorkerEvent = Inventory | WorkerAway | StaleLease | WorkerReturned | Granted | Lost | HandOver
 Event = FrontendEvent | SandboxEvent | WorkerEvent | RoleGiven | RegionSeen | Placed | Tick | Leave
 

@@ -175,7 +175,7 @@ class Room:
         accounts: dict[str, int] = {}
         functions: dict[FunctionKey, int] = {}
         for sandbox in self._sandboxes.by_name.values():
-            if (sandbox.worker or sandbox.room_on) and sandbox.state is not State.DRAINING:
+            if (sandbox.worker or sandbox.room_on) and not sandbox.goes:
                 key = sandbox.function
                 accounts[key.account] = accounts.get(key.account, 0) + sandbox.memory_mb
                 functions[key] = functions.get(key, 0) + sandbox.memory_mb
@@ -190,7 +190,7 @@ class Room:
         """Free once everything has gone that goes, less what is promised; below 0: more has to go."""
         going = sum(
             item.memory_mb for item in self._sandboxes.of_worker(lease.worker)
-            if item.state is State.DRAINING or (item.state is State.RECALLED and item.making_room)
+            if item.goes or (item.state is State.RECALLED and item.making_room)
         )
         return lease.memory_free_mb + going - self._promised_mb(lease.worker)
 

@@ -14,6 +14,7 @@ from worker_manager.messages import (
     CreateFailed,
     Destroy,
     FunctionKey,
+    Going,
     Gone,
     Idle,
     Inventory,
@@ -39,6 +40,7 @@ class State(enum.Enum):
     RESERVED = "reserved"        # a frontend runs on it, may start on it, or lingers
     RECALLED = "recalled"        # the sequence is being raised at the worker
     DRAINING = "draining"        # its end is ordered
+    LEAVING = "leaving"          # by its worker's word nothing starts on it any more; it has yet to go
     GONE = "gone"
 
 
@@ -46,7 +48,7 @@ class StillRuns:
     """Something runs on the sandbox, or its holder is about to start: that goes first."""
 
 
-_LIVE = (State.STARTING, State.IDLE, State.RESERVED, State.RECALLED, State.DRAINING)
+_LIVE = (State.STARTING, State.IDLE, State.RESERVED, State.RECALLED, State.DRAINING, State.LEAVING)
 STATES: Transitions[State] = Transitions({
     (State.PLACING, Placed): State.STARTING,
     (State.PLACING, Refused): State.GONE,
@@ -69,6 +71,8 @@ STATES: Transitions[State] = Transitions({
     (State.DRAINING, Idle): State.DRAINING,
     (State.DRAINING, Ready): State.DRAINING,
     (State.DRAINING, Inventory): State.DRAINING,
+    (State.LEAVING, CreateFailed): State.GONE,
+    **{(state, Going): State.LEAVING for state in _LIVE},
     **{(state, Gone): State.GONE for state in _LIVE},
     **{(state, WorkerAway): State.GONE for state in _LIVE},
 })
@@ -124,6 +128,11 @@ class Sandbox:
         if self.state is State.RESERVED:
             return self.held == self.sequence
         return self.state in (State.IDLE, State.RECALLED, State.DRAINING)
+
+    @property
+    def goes(self) -> bool:
+        """Whether its memory comes free, whatever happens."""
+        return self.state in (State.DRAINING, State.LEAVING)
 
     def __repr__(self) -> str:
         return f"Sandbox({self.name}, {self.state.name}, on {self.worker or 'no worker'})"
@@ -184,6 +193,15 @@ class Sandboxes:
 
     def of_worker(self, worker: str) -> list[Sandbox]:
         return list(self._by_worker.get(worker, {}).values())
+
+    def memory_mb(self, worker: str) -> int:
+        """Of all that are there, or ordered."""
+        return sum(sandbox.memory_mb for sandbox in self.of_worker(worker))
+
+    def ordered_after(self, sandbox: Sandbox) -> list[Sandbox]:
+        """Those that were ordered at its worker later than it."""
+        on_worker = self.of_worker(sandbox.worker)
+        return on_worker[on_worker.index(sandbox) + 1:]
 
     def of_function(self, function: FunctionKey) -> list[Sandbox]:
         return list(self._by_function.get(function, {}).values())

@@ -15,6 +15,7 @@ from worker_manager.messages import (
     Destroy,
     Effect,
     FunctionKey,
+    Going,
     Gone,
     NoCapacity,
     Phases,
@@ -32,21 +33,20 @@ from worker_manager.messages import (
 from worker_manager.revisions import Revisions
 from worker_manager.room import Room
 from worker_manager.sandboxes import Sandbox, Sandboxes, State, StillRuns
-from worker_manager.timers import Timers
+from worker_manager.timers import TimerKey, Timers
 from worker_manager.waiting import ScalingRate, Waiter, Waiting
 
 ATTEMPTS_MAX = 3  # sandboxes that may vanish while starting before the request is refused
-TimerKey = tuple[str, ...]
 
 
 class Supply:
     def __init__(self, config: PoolConfig) -> None:
         self.sandboxes = Sandboxes()
-        self.waiting = Waiting(config)
+        self.timers: Timers[TimerKey] = Timers()
+        self.waiting = Waiting(config, self.timers)
         self.leases: dict[str, Lease] = {}
         self.unusable: frozenset[str] = frozenset()     # workers that drain or are silent, by placement's word
         self.rate = ScalingRate(config)
-        self.timers: Timers[TimerKey] = Timers()
         self.out: list[Effect] = []                     # of the event that is being handled
         self.settles_until = float("-inf")              # workers are expected: requests wait instead of being refused
         self._config = config
@@ -82,7 +82,6 @@ class Supply:
                 f"them of account {gives_way.event.function.account}: try again later"
             ))
         self.waiting.add(waiter)
-        self.timers.set(("waiter", event.frontend, event.cause), waiter.deadline_at)
         self.cover(event.function, now)
 
     def refuse(self, waiter: Waiter, reason: str, message: str, *, error_type: str = "") -> None:
@@ -328,7 +327,7 @@ class Supply:
         only waits to be used may not: the longest idle sandboxes go."""
         if not self.sandboxes.idle_count:
             return
-        going_mb = sum(one.memory_mb for one in self.sandboxes.by_name.values() if one.state is State.DRAINING)
+        going_mb = sum(one.memory_mb for one in self.sandboxes.by_name.values() if one.goes)
         missing_mb = worker_leases.reserve_missing_mb(self.leases.values(), going_mb)
         for victim in list(self.sandboxes.longest_idle()) if missing_mb else ():
             if missing_mb <= 0:
@@ -351,7 +350,8 @@ class Supply:
         return True
 
     def room_freed(self, worker: str, now: float) -> None:
-        """Something of this worker has gone or is ready, or the worker has gone: those who wait for room look again."""
+        """Something of this worker goes, has gone or is ready, or the worker has gone: those who wait for room look
+        again."""
         for sandbox in self.room.promised(worker):
             lease = self.leases.get(worker)
             if lease is None or not self._reachable(worker):
@@ -412,7 +412,9 @@ class Supply:
         sandbox = self.sandboxes.get(event.sandbox, event.worker)
         if sandbox is None or sandbox.state is not State.STARTING:
             return
-        self.leases[event.worker].memory_free_mb = event.memory_free_mb
+        # Of when it answered: what was ordered after this one is still on its way there.
+        on_its_way_mb = sum(one.memory_mb for one in self.sandboxes.ordered_after(sandbox))
+        self.leases[event.worker].memory_free_mb = event.memory_free_mb - on_its_way_mb
         self.sandboxes.seat(sandbox, "")
         self.sandboxes.move(sandbox, NoCapacity, now)
         sandbox.tried.add(event.worker)
@@ -421,9 +423,11 @@ class Supply:
 
     def create_failed(self, event: CreateFailed, now: float) -> None:
         sandbox = self.sandboxes.get(event.sandbox, event.worker)
-        if sandbox is None or sandbox.state is not State.STARTING:
+        if sandbox is None or sandbox.state not in (State.STARTING, State.LEAVING):
             return
-        waiter = self.waiting.get(sandbox.holder, sandbox.cause)
+        # Who waited for one that was leaving already waits for another.
+        starting = sandbox.state is State.STARTING
+        waiter = self.waiting.get(sandbox.holder, sandbox.cause) if starting else None
         self._remove(sandbox, CreateFailed, now)
         if waiter is not None:
             self.refuse(waiter, "CREATE_FAILED", event.message, error_type=event.error_type)
@@ -442,12 +446,23 @@ class Supply:
         ))
         self.room_freed(event.worker, now)
 
-    def gone(self, event: Gone, now: float) -> None:
+    def going(self, event: Going, now: float) -> None:
+        """Nobody gets it any more. What would be created in its room is refused until it has gone."""
         sandbox = self.sandboxes.get(event.sandbox, event.worker)
         if sandbox is None:
             return
-        self._remove(sandbox, Gone, now)
+        self.sandboxes.move(sandbox, Going, now)
         self.cover(sandbox.function, now)
+        self.room_freed(event.worker, now)
+
+    def gone(self, event: Gone, now: float) -> None:
+        sandbox, lease = self.sandboxes.get(event.sandbox, event.worker), self.leases.get(event.worker)
+        if sandbox is not None:
+            self._remove(sandbox, Gone, now)
+            self.cover(sandbox.function, now)
+        elif lease is not None:
+            # A worker of the release before says Gone of what breaks too, and counts it in its refusals until now.
+            lease.memory_free_mb = lease.memory_mb - self.sandboxes.memory_mb(lease.worker)
         self.room_freed(event.worker, now)
 
     def worker_gone(self, worker: str, now: float) -> None:
@@ -455,7 +470,7 @@ class Supply:
         functions = set()
         for sandbox in self.sandboxes.of_worker(worker):
             functions.add(sandbox.function)
-            self.sandboxes.move(sandbox, WorkerAway, now)
+            self._end(sandbox, WorkerAway, now)
         self.room_freed(worker, now)
         for function in sorted(functions):
             self.cover(function, now)
@@ -463,7 +478,11 @@ class Supply:
     def _remove(self, sandbox: Sandbox, event: type, now: float) -> None:
         lease = self.leases[sandbox.worker]
         lease.memory_free_mb = min(lease.memory_mb, lease.memory_free_mb + sandbox.memory_mb)
+        self._end(sandbox, event, now)
+
+    def _end(self, sandbox: Sandbox, event: type, now: float) -> None:
         self.sandboxes.move(sandbox, event, now)
+        self.timers.drop(("sandbox", sandbox.name))
 
     def _give_up(self, sandbox: Sandbox, message: str, now: float) -> None:
         waiter = self.waiting.get(sandbox.holder, sandbox.cause)

@@ -29,7 +29,7 @@ from worker_manager.sandboxes import Sandbox, State
 from worker_manager.supply import Supply
 
 INVENTORY_STATES = {
-    "starting": State.STARTING, "idle": State.IDLE, "busy": State.RESERVED, "draining": State.DRAINING,
+    "starting": State.STARTING, "idle": State.IDLE, "busy": State.RESERVED, "draining": State.LEAVING,
 }
 
 
@@ -146,6 +146,7 @@ class Tenure:
         self.expect_workers(now)
         self.supply.worker_gone(lease.worker, now)
         del self.supply.leases[lease.worker]
+        self.supply.timers.drop(("lease", lease.worker))
         self.supply.out.append(Disconnect(worker=lease.worker, lease=lease.number, cause=cause))
 
     def leave(self, now: float) -> None:

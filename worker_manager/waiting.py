@@ -1,7 +1,7 @@
 """Requests that wait for a sandbox, oldest first per function, bounded and shared; and how fast a function may grow.
 
-Owns the queues, how fast they move, which account gives way when they are full, and the token buckets. Refuses to know
-sandboxes.
+Owns the queues, how fast they move, which account gives way when they are full, that each is woken at its deadline and
+not after it has gone, and the token buckets. Refuses to know sandboxes.
 """
 
 from collections import Counter, deque
@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from worker_manager.config import PoolConfig
 from worker_manager.messages import FunctionKey, Reserve
+from worker_manager.timers import TimerKey, Timers
 
 Key = TypeVar("Key")
 
@@ -33,8 +34,9 @@ class Waiter:
 class Waiting:
     """All that wait. One account can't keep the others out: when it is full, the one with the most there gives way."""
 
-    def __init__(self, config: PoolConfig) -> None:
+    def __init__(self, config: PoolConfig, timers: Timers[TimerKey]) -> None:
         self._config = config
+        self._timers = timers
         self._by_key: dict[tuple[str, str], Waiter] = {}
         self._queues: dict[FunctionKey, dict[tuple[str, str], Waiter]] = {}
         self._accounts: dict[str, dict[tuple[str, str], Waiter]] = {}
@@ -94,12 +96,14 @@ class Waiting:
         self._queues.setdefault(waiter.event.function, {})[waiter.key] = waiter
         self._accounts.setdefault(waiter.event.function.account, {})[waiter.key] = waiter
         self._frontends[waiter.event.function, waiter.event.frontend] += 1
+        self._timers.set(("waiter", *waiter.key), waiter.deadline_at)
 
     def get(self, frontend: str, cause: str) -> Waiter | None:
         return self._by_key.get((frontend, cause))
 
     def remove(self, waiter: Waiter) -> None:
         del self._by_key[waiter.key]
+        self._timers.drop(("waiter", *waiter.key))
         function = waiter.event.function
         _drop(self._queues, function, waiter.key)
         _drop(self._accounts, function.account, waiter.key)
@@ -143,6 +147,9 @@ class Waiting:
         counted = Counter((waiter.event.function, waiter.event.frontend) for waiter in self._by_key.values())
         assert counted == self._frontends, "waiters are counted wrongly"
         assert len(self._by_key) <= self._config.waiting_max, f"{len(self._by_key)} wait"
+        for waiter in self._by_key.values():
+            at = self._timers.at(("waiter", *waiter.key))
+            assert at == waiter.deadline_at, f"{waiter.key} is woken at {at}, not at {waiter.deadline_at}"
 
 
 def _drop(index: dict[Key, dict[tuple[str, str], Waiter]], key: Key, waiter: tuple[str, str]) -> None:

@@ -180,7 +180,8 @@ def _worker_event(event: worker_pb2.WorkerEvent, worker: str) -> Event:
 def _end_event(event: worker_pb2.WorkerEvent, worker: str) -> Event:
     match event.WhichOneof("event"):
         case "gone":
-            return messages.Gone(worker=worker, sandbox=event.gone.sandbox, reason=event.gone.reason)
+            kind = messages.Going if event.gone.going else messages.Gone
+            return kind(worker=worker, sandbox=event.gone.sandbox, reason=event.gone.reason)
         case "raised":
             raised = event.raised
             return messages.Raised(

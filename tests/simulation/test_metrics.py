@@ -157,7 +157,7 @@ def check_managers(found, region):
         sandbox.state.value for manager in region.managers for sandbox in manager.core.supply.sandboxes.by_name.values()
     )
     assert sum(states.values()) == 2
-    for state in ("placing", "starting", "idle", "reserved", "recalled", "draining"):
+    for state in ("placing", "starting", "idle", "reserved", "recalled", "draining", "leaving"):
         assert total(found, "labda_manager_sandboxes", state) == states[state], state
     assert total(found, "labda_manager_creates_total") == total(found, "labda_manager_sandboxes_ready_total") == 2
     assert total(found, "labda_manager_reservations_total", "cold") == 2

@@ -44,11 +44,11 @@ def granted(worker, lease=1, *, soft_end_s=27000.0, hard_end_s=30600.0, drain_s=
     )
 
 
-def inventory(worker, lease=1, *, memory_mb=1024, free_mb=None, sandboxes=()):
+def inventory(worker, lease=1, *, memory_mb=1024, sandboxes=()):
+    taken_mb = sum(sandbox.memory_mb for sandbox in sandboxes)
     return Inventory(
         worker=worker, lease=lease, nonce=7, sandboxes=tuple(sandboxes), memory_mb=memory_mb,
-        memory_free_mb=memory_mb if free_mb is None else free_mb, runtimes=("python3.12",),
-        invoke_address=f"{worker}:2",
+        memory_free_mb=memory_mb - taken_mb, runtimes=("python3.12",), invoke_address=f"{worker}:2",
     )
 
 

@@ -18,6 +18,7 @@ from worker_manager.messages import (
     Cancel,
     CreateFailed,
     FrontendLeft,
+    Going,
     Gone,
     HandOver,
     Leave,
@@ -50,6 +51,10 @@ def raised(cause, sequence, *, still=False, kept=False):
 
 def gone(cause, worker=W1):
     return Gone(worker=worker, sandbox=f"s-{cause}", reason="destroyed")
+
+
+def going(cause, worker=W1):
+    return Going(worker=worker, sandbox=f"s-{cause}", reason="can't be frozen")
 
 
 def test_a_cold_start_then_warm(story):
@@ -102,6 +107,20 @@ def test_a_waiter_that_gives_up_leaves_its_sandbox(story):
         "Another one cancels.",
         (1.2, reserve("b")), (1.2, reserve("c")), (1.2, Cancel(frontend=FRONT, cause="c")),
         (1.2, placed("c", W1)), (1.3, ready("c")),
+    ])
+
+
+def test_a_deadline_goes_with_its_waiter(story):
+    core = new_core(W1, memory_mb=128)
+    warm(core, "a")
+    feed(core, [(0.1, busy("a"))])
+    story(core, [
+        "Served under another's reservation, and asked anew under the same id with more time: the new deadline counts.",
+        (1.0, reserve("b", deadline_s=5.0)), (1.0, placed("b", W1)),
+        (1.1, Cancel(frontend=FRONT, cause="b", served=True)),
+        (1.2, reserve("b", deadline_s=9.0)),
+        (6.0, Tick()),
+        (10.2, Tick()),
     ])
 
 
@@ -175,6 +194,57 @@ def test_a_full_worker_and_then_the_next(story):
         (2.2, Placed(sandbox="s-b", workers=None, cause="b")),
         "Nothing of the function runs anywhere: after room_s it is refused.",
         (4.2, Tick()),
+    ])
+
+
+def test_a_refusal_says_nothing_of_what_is_still_on_its_way_to_the_worker(story):
+    story(new_core(W1, memory_mb=512), [
+        (1.0, reserve("a")), (1.0, placed("a", W1)), (1.0, reserve("b", name="g")), (1.0, placed("b", W1)),
+        "It refuses the first and says what was free then; it will take the second.",
+        (1.01, NoCapacity(worker=W1, sandbox="s-a", reason="process limit", memory_free_mb=512)),
+        "384 MB are left: 512 MB are not ordered there before the second has gone.",
+        (1.02, reserve("c", name="h", memory_mb=512)), (1.02, placed("c", W1)),
+        (1.1, ready("b")), (1.2, gone("b")),
+    ])
+
+
+def test_what_breaks_has_its_memory_until_it_has_gone(story):
+    core = new_core(W1, memory_mb=256)
+    warm(core, "a", 10.5)
+    feed(core, [(10.6, release("a", 1))])
+    story(core, [
+        "An idle sandbox breaks on a full worker: who needs its memory waits for it, and isn't sent there in vain.",
+        (11.0, going("a")),
+        (11.1, reserve("b", name="g", memory_mb=256)), (11.1, placed("b", W1)),
+        (11.3, gone("a")),
+        (11.4, ready("b")),
+        "One that its holder has yet to start on: nothing starts there any more, so an update isn't kept waiting.",
+        (11.5, going("b")),
+        (11.6, Revised(function=key("g", 2), deleted=False, frontend=FRONT, cause="settle")),
+        (11.7, gone("b")),
+        "One that starts: another is made elsewhere or here, and how the first ends is told to nobody.",
+        (12.0, reserve("c")), (12.0, placed("c", W1)),
+        (12.1, going("c")),
+        (12.1, placed("c-1", W1)), (12.2, ready("c-1")),
+        (12.3, CreateFailed(worker=W1, sandbox="s-c", error_type="E", message="was told to end")),
+        "All of the worker's memory is there again.",
+        (12.4, busy("c-1")), (12.5, idle("c-1")), (12.5, release("c-1", 1)), (12.6, going("c-1")), (12.7, gone("c-1")),
+        (13.0, reserve("d", name="h", memory_mb=256)), (13.0, placed("d", W1)),
+    ])
+
+
+def test_a_worker_of_the_release_before_says_twice_that_a_sandbox_has_gone(story):
+    core = new_core(W1, memory_mb=256)
+    warm(core, "a", 10.5)
+    feed(core, [(10.6, release("a", 1))])
+    story(core, [
+        "It breaks, has yet to go, and what is created in its room is refused.",
+        (11.0, gone("a")),
+        (11.1, reserve("b", name="g", memory_mb=256)), (11.1, placed("b", W1)),
+        (11.11, NoCapacity(worker=W1, sandbox="s-b", reason="256 MB wanted, 128 free", memory_free_mb=128)),
+        (11.2, reserve("c", name="g", memory_mb=256)), (11.2, placed("c", W1)),
+        "It has gone: all of the worker's memory is there again, for who waits.",
+        (11.3, gone("a")),
     ])
 
 
@@ -420,7 +490,7 @@ def test_a_worker_is_lost_and_found(story):
         (2.0, WorkerAway(worker=W1, lease=1)),
         (2.0, Placed(sandbox="s-c-1", workers=(W1, W2), cause="c")),
         "The same lease again: rights given under it might still be used, so they are raised.",
-        (2.5, inventory(W1, free_mb=768, sandboxes=[
+        (2.5, inventory(W1, sandboxes=[
             SandboxFacts(sandbox="s-a", function=key(), sequence=1, state="idle", memory_mb=128),
             SandboxFacts(sandbox="s-b", function=key(), sequence=1, state="busy", memory_mb=128)])),
         (2.6, raised("a", 2)),

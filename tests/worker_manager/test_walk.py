@@ -23,6 +23,7 @@ from worker_manager.messages import (
     Disconnect,
     DrainWorker,
     FrontendLeft,
+    Going,
     Gone,
     Idle,
     Lost,
@@ -139,7 +140,9 @@ class Walk(RuleBasedStateMachine):
         for reserved in self.held.values():
             function = self.served[reserved.sandbox]
             slot = self.slots[reserved.worker].get(reserved.sandbox)
-            if function.function != revised.function.function or function.revision > last or slot is None:
+            if function.function != revised.function.function or function.revision > last:
+                continue
+            if slot is None or slot.doomed:
                 continue
             stale = reserved.lease < self.highest[reserved.worker] or reserved.worker not in self.connected
             assert stale or reserved.sequence < slot.sequence, f"{reserved.sandbox} of {function} can still start"
@@ -171,8 +174,7 @@ class Walk(RuleBasedStateMachine):
             )
             for slot in self.slots[worker].values()
         ]
-        free_mb = MEMORY_MB - sum(slot.memory_mb for slot in self.slots[worker].values())
-        self.feed(inventory(worker, lease, memory_mb=MEMORY_MB, free_mb=free_mb, sandboxes=rows))
+        self.feed(inventory(worker, lease, memory_mb=MEMORY_MB, sandboxes=rows))
 
     @rule(worker=st.sampled_from(WORKERS))
     def stream_breaks(self, worker):
@@ -223,8 +225,11 @@ class Walk(RuleBasedStateMachine):
         if not slots:
             return
         slot = slots[data.draw(st.sampled_from(sorted(slots)))]
-        event: Gone | CreateFailed | Ready | Idle
-        if slot.doomed or (fails and slot.ready and slot.runs is None):
+        event: Going | Gone | CreateFailed | Ready | Idle
+        if not slot.doomed and fails and slot.ready and slot.runs is None:
+            slot.doomed = True
+            event = Going(worker=worker, sandbox=slot.name, reason="broken")
+        elif slot.doomed:
             del slots[slot.name]
             event = Gone(worker=worker, sandbox=slot.name, reason="ended")
         elif not slot.ready and fails:
