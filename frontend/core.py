@@ -97,7 +97,7 @@ class FrontendCore:
 
     @property
     def link(self) -> int | None:
-        """The stream to the leader, while there is one."""
+        """The stream to the leader, while there is one: nobody else knows who leads (rule 10)."""
         return self._link
 
     def usage(self) -> dict[Pool, tuple[int, int]]:
