@@ -55,7 +55,8 @@ class Timing:
 
 
 class FrontendCore:
-    """``state`` says how the session stands; ``stocks`` holds each pool that was ever asked for or told of."""
+    """``state`` says how the session stands; ``stocks`` holds each pool that was asked for or told of, until nothing of
+    it is here and no request can come to it."""
 
     def __init__(self, timing: Timing) -> None:
         self.state = Session.SEEKING
@@ -97,7 +98,7 @@ class FrontendCore:
 
     @property
     def link(self) -> int | None:
-        """The stream to the leader, while there is one."""
+        """The stream to the leader, while there is one: nobody else knows who leads (rule 10)."""
         return self._link
 
     def usage(self) -> dict[Pool, tuple[int, int]]:
@@ -157,7 +158,7 @@ class FrontendCore:
             case m.Throttled() | m.Unproven():
                 self._refused(event)
             case m.GenerationChanged():
-                self._generation(event)
+                self._generation(event, now)
             case _:
                 assert_never(event)
 
@@ -250,9 +251,9 @@ class FrontendCore:
 
     def _freed(self, event: m.Freed) -> None:
         """A watched permit came back. One of an older generation goes back to the ledger for good (rule 9)."""
-        stock = self.stocks[event.pool]
         if event.epoch != self.epoch:
-            return  # a lost session's: the ledger has counted it by the workers' word
+            return  # a lost session's: the ledger has counted it by the workers' word, and its pool may be forgotten
+        stock = self.stocks[event.pool]
         if event.generation == stock.block.generation:
             if self._serve(stock):
                 self._touch(stock)
@@ -280,7 +281,7 @@ class FrontendCore:
                 self._rest[pool.account] = stock
         return stock
 
-    def _generation(self, event: m.GenerationChanged) -> None:
+    def _generation(self, event: m.GenerationChanged, now: float) -> None:
         """The pool's limit changed: what is idle goes back, what runs is acknowledged and goes back on END (rule 9)."""
         stock = self._stock(event.pool)
         if event.generation < stock.block.generation:
@@ -293,6 +294,8 @@ class FrontendCore:
             self._route(stock)
         if stock.waiting:
             self._touch(stock)
+        if stock.gone:
+            self._look_at = min(self._look_at, now + self._timing.idle_s)
 
     def _retire(self, stock: Stock, generation: int, cause: str) -> None:
         old, held = stock.block, stock.held
@@ -562,7 +565,7 @@ class FrontendCore:
                 self._expire(stock, request, now)
         if self._look_at <= now:
             self._look_at = math.inf
-            for stock in self.stocks.values():
+            for stock in list(self.stocks.values()):
                 self._look(stock, now)
 
     def _expire(self, stock: Stock, request: int, now: float) -> None:
@@ -582,7 +585,7 @@ class FrontendCore:
         ))
 
     def _look(self, stock: Stock, now: float) -> None:
-        """Gives back what nobody needed since the last look, a second ago or more."""
+        """Gives back what nobody needed since the last look, a second ago or more, and forgets what is over."""
         block = stock.block
         unused = block.size - block.peak
         if unused > 0:
@@ -595,8 +598,17 @@ class FrontendCore:
             self._touch(stock)
         block.peak = block.in_use
         stock.set_mark()
-        if block.size or stock.waiting:
+        if stock.over and self.block_for(stock.pool.account, stock.pool.function) is not block:
+            self._forget(stock)
+        elif block.size or stock.waiting or stock.gone:
             self._look_at = min(self._look_at, now + self._timing.idle_s)
+
+    def _forget(self, stock: Stock) -> None:
+        """Every frontend is told of every reservation: those that came and went would add up. With it goes what its
+        generation was, and a late grant of an older one is taken in. It admits nobody all the same (rule 9): requests
+        come to a reservation only from the news on that it is there, which brings its generation."""
+        del self.stocks[stock.pool]
+        self._dirty.pop(stock.pool, None)
 
     # ------------------------------------------------------------ invariants
 

@@ -129,7 +129,7 @@ class FrontendService:
         self.workers = Workers(network=world.streams, clock=world.clock, node=node.node)
         self._counting = CountingLinks(
             network=world.network, seeds=config.counting, node=node.node, nonce=world.nonce,
-            feed=self.admission.feed, usage=core.usage, on_gone=self.workers.gone,
+            feed=self.admission.feed, leader=lambda: core.link, usage=core.usage, on_gone=self.workers.gone,
         )
         self.workers.ask_gone = self._counting.ask_gone
         self._limits = Limits(links=self._counting, clock=world.clock, rng=world.rng)

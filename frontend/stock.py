@@ -51,6 +51,11 @@ class Stock:
     def in_use(self) -> int:
         return self.block.in_use + self.running_older
 
+    @property
+    def over(self) -> bool:
+        """Nothing of it is here: no permit, no run and nobody who waits."""
+        return not (self.block.size or self.older or self.waiting)
+
     def moved(self) -> tuple[tuple[str, int], ...]:
         """Runs under older generations, by function."""
         counts: dict[str, int] = {}

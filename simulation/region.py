@@ -313,6 +313,11 @@ class Region:
         """The same, and nobody starts it again."""
         await self._crash(place, self.workers.pop(place))
 
+    async def retire_worker(self, place: str) -> None:
+        """Told to end, and nobody starts it again."""
+        await self._end_worker(place, self.workers[place])
+        del self.workers[place]
+
     async def _crash(self, place: str, worker: WorkerService) -> None:
         node = worker.config.node.node
         self._worker_traces[place].alive = False
@@ -414,12 +419,15 @@ class Region:
         ending = self.workers.get(place)
         if ending is None:
             return
-        self.resume(members.worker_node(place))
-        await self._worker_process(place).do(ending.drain())
-        self.ground.fabric.crash(members.worker_node(place))    # its process ends
+        await self._end_worker(place, ending)
         await asyncio.sleep(RESTART_S)
         if self.workers.get(place) is ending:
             await self.start_worker(place)
+
+    async def _end_worker(self, place: str, ending: WorkerService) -> None:
+        self.resume(members.worker_node(place))
+        await self._worker_process(place).do(ending.drain())
+        self.ground.fabric.crash(members.worker_node(place))    # its process ends
 
     async def _drain(self) -> None:
         """First what lets requests in, last what everything else leans on."""

@@ -63,7 +63,6 @@ class Agent:
         self.core = core
         self.lives: dict[str, SandboxLife] = {}
         self.drained = asyncio.Event()
-        self.left = asyncio.Event()         # starts are refused and nothing runs
         self._driver = driver
         self._logs = logs
         self._timing = timing
@@ -175,7 +174,6 @@ class Agent:
                 self._load(effect)
             case m.LeaveCounting():
                 self._counting.leave()
-                self.left.set()
             case m.Drained():
                 self.drained.set()
             case m.EndProcess():

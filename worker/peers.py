@@ -36,7 +36,10 @@ _log = structlog.get_logger(__name__)
 
 
 class CountingLinks:
-    """One stream to every member; whichever leads takes this incarnation in and renews its authority."""
+    """One stream to every member; whichever leads takes this incarnation in, renews its authority and lets it go.
+
+    ``left``: the ledger has said that this incarnation, which wanted to leave, is no member any more.
+    """
 
     def __init__(
         self, *, network: Network, seeds: dict[str, str], clock: Clock, incarnation: m.Incarnation,
@@ -60,6 +63,7 @@ class CountingLinks:
         self._sent: dict[int, float] = {}       # when each renewal was sent
         self._unanswered_since: float | None = None
         self._leaving = False
+        self.left = asyncio.Event()
 
     def start(self) -> None:
         self._members.start()
@@ -87,10 +91,10 @@ class CountingLinks:
             outbox.put(_Message(end=_Message.End(block=block_out(effect.block), invocation=effect.invocation)))
 
     def leave(self) -> None:
+        """Nothing runs here and nothing starts any more. Said to every later leader too, until ``left``: one that goes
+        may take it with it, and a member that nobody hears of counts for as long as anything might run on it."""
         self._leaving = True
-        outbox = self._outboxes.get(self._leader)
-        if outbox is not None:
-            outbox.put(_Message(leave=_Message.Leave()))
+        self._say_leave()
 
     # ------------------------------------------------------------ streams
 
@@ -127,7 +131,10 @@ class CountingLinks:
                 self._leader = link
                 self._unanswered_since = None
                 self._feed(m.Joined(link=link, watermarks=tuple(map(session, answer.joined.watermarks)), cause="join"))
-                self._renew()
+                if self._leaving:
+                    self._say_leave()
+                else:
+                    self._renew()
             case "fence":
                 self._feed(m.Fenced(link=link, session=session(answer.fence.session), cause="fence"))
             case "renewed":
@@ -141,18 +148,28 @@ class CountingLinks:
                     ))
             case "end_applied":
                 self._feed(m.EndApplied(invocation=answer.end_applied.invocation, cause="counting"))
+            case "evicted" if self._leaving:
+                self.left.set()
             case "evicted":
                 self._feed(m.Evicted(cause="counting"))
             case _:
                 _log.warning("counting says what this release doesn't know", kind=kind)
 
     def _join(self, link: int) -> None:
-        if self._leaving:
+        """Also of one that leaves: who isn't taken in isn't heard."""
+        if self.left.is_set():
             return
         self._outboxes[link].put(_Message(join=_Message.Join(
             incarnation=incarnation_out(self._incarnation), timeout_cap_s=self._timeout_cap_s,
             version=COMMAND_VERSION, running=running_out(self._running()),
         )))
+
+    def _say_leave(self) -> None:
+        """A Leave has no answer of its own. What is asked behind it has: who is no member isn't renewed but told so."""
+        outbox = self._outboxes.get(self._leader)
+        if outbox is not None:
+            outbox.put(_Message(leave=_Message.Leave()))
+            self._renew()
 
     def _renew(self) -> None:
         """A renewal to whoever took us in. Authority counts from now, not from its answer (rule 7)."""
@@ -169,7 +186,7 @@ class CountingLinks:
 
     async def _keep_authority(self) -> None:
         renewed = self._clock.monotonic()
-        while True:
+        while not self.left.is_set():
             await asyncio.sleep(REJOIN_S)
             now = self._clock.monotonic()
             silent = self._unanswered_since is not None and now - self._unanswered_since > SILENT_S
@@ -177,6 +194,9 @@ class CountingLinks:
                 for link in list(self._outboxes):
                     self._join(link)
                 self._unanswered_since = None
+            elif self._leaving:
+                if self._unanswered_since is None:  # renewed once more: the Leave was to come into a later entry
+                    self._say_leave()
             elif now - renewed >= min(self._renew_s, self._authority_s / RENEWALS_PER_AUTHORITY):
                 renewed = now
                 self._renew()

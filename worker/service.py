@@ -34,6 +34,8 @@ from worker.sandbox.driver import SandboxDriver
 from worker.timing import Timing
 from worker.translation import incarnation_out, news_out, order
 
+LEAVE_S = 5.0   # how long a drained worker waits for the ledger's word that it left: a change of leaders takes two
+
 _log = structlog.get_logger(__name__)
 
 
@@ -128,14 +130,18 @@ class WorkerService:
         return self.config.node.reached(self._invoke_server.address)
 
     async def drain(self) -> None:
-        """Says so, refuses new work, lets what runs finish until ``drain_s`` is over, leaves the ledger, destroys the
-        sandboxes."""
+        """Says so, refuses new work, lets what runs finish until ``drain_s`` is over, destroys the sandboxes, leaves
+        the ledger and waits a while for its word."""
         self.directory.leave()
         await asyncio.sleep(self.config.notice_s)   # managers hear it, and give out nothing more here
         self.agent.feed(m.DrainSelf())
         with contextlib.suppress(TimeoutError):  # what still runs is cut off: its frontends see the stream break
             async with asyncio.timeout(self.config.node.drain_s - self.config.notice_s):
                 await self.agent.drained.wait()
+                async with asyncio.timeout(LEAVE_S):
+                    await self._counting.left.wait()
+        if not self._counting.left.is_set():
+            _log.warning("the ledger hasn't said that this worker left: it may count as a member until it is evicted")
         await self.close()
 
     async def close(self) -> None:

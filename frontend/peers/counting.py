@@ -1,7 +1,7 @@
 """The ledger as a frontend reaches it: one stream to every member, and the unary calls about limits.
 
 Owns the streams, heartbeats, and the translation between protobuf and the admission core's words. Refuses to know what
-an answer means.
+an answer means, and so who leads: the core says that.
 """
 
 import asyncio
@@ -41,27 +41,29 @@ class CountingLinks:
 
     def __init__(
         self, *, network: Network, seeds: dict[str, str], node: str, nonce: int, feed: Callable[[m.Event], None],
-        usage: Callable[[], dict[Pool, tuple[int, int]]], on_gone: Callable[[list[tuple[str, int]]], None],
+        leader: Callable[[], int | None], usage: Callable[[], dict[Pool, tuple[int, int]]],
+        on_gone: Callable[[list[tuple[str, int]]], None],
     ) -> None:
-        """``usage``: (held, in use) by pool, told with a heartbeat when it changed. ``on_gone`` hears of workers."""
+        """``leader``: the link to whom the core takes for it. ``usage``: (held, in use) by pool, told with a heartbeat
+        when it changed. ``on_gone`` hears of workers."""
         self._members = Members(network=network, service="counting", seeds=seeds, follow=self._follow)
         self._node = node
         self._nonce = nonce
         self._feed = feed
+        self._leader = leader
         self._usage = usage
         self._on_gone = on_gone
         self._told: dict[Pool, tuple[int, int]] = {}
         self._outboxes: dict[int, _Outbox] = {}
         self._nodes: dict[int, str] = {}
         self._links = 0
-        self._leader: int | None = None
         self._welcomed = asyncio.Event()
         self._over = asyncio.Event()
         self._tasks = Tasks()
 
     def start(self) -> None:
         self._members.start()
-        self._tasks.start(self._beat(), name="heartbeat to counting")
+        self._tasks.start(self._keep_beating(), name="heartbeat to counting")
 
     def see(self, directory: Directory) -> None:
         """The region's view is another one: members may have come or gone."""
@@ -97,7 +99,7 @@ class CountingLinks:
 
     def channels(self) -> list[tuple[str, Channel]]:
         """Every member with its channel, whom this frontend takes for the leader first."""
-        leader = self._nodes.get(self._leader or 0, "")
+        leader = self._nodes.get(self._leader() or 0, "")
         return sorted(self._members.channels.items(), key=lambda member: member[0] != leader)
 
     def send(self, message: ToCounting) -> None:
@@ -107,7 +109,7 @@ class CountingLinks:
 
     def ask_gone(self, incarnations: list[tuple[str, int]]) -> None:
         """Asks the leader which of these workers are members no more; without one, the next question is soon."""
-        outbox = self._outboxes.get(self._leader or 0)
+        outbox = self._outboxes.get(self._leader() or 0)
         if outbox is not None:
             asked = [common_pb2.Incarnation(host=host, nonce=nonce) for host, nonce in incarnations]
             outbox.put(_Up(ask_gone=_Up.AskGone(incarnations=asked)))
@@ -118,24 +120,26 @@ class CountingLinks:
             link = self._links
             stream = channel.stream(counting_rpc.FRONTEND)
             outbox: _Outbox = Outbox(stream)
-            self._outboxes[link], self._nodes[link] = outbox, node
-            self._feed(m.LinkUp(link=link))
+            self.opened(link, node, outbox)
             try:
-                await converse(stream, outbox, partial(self._hear, link))
+                await converse(stream, outbox, partial(self.hear, link))
             except Fault as fault:
                 _log.debug("counting", member=node, fault=fault.message)
             finally:
                 stream.cancel()
-                del self._outboxes[link], self._nodes[link]
-                self._feed(m.LinkDown(link=link, cause=node))
+                self.closed(link)
             await asyncio.sleep(REDIAL_S)
 
-    async def _beat(self) -> None:
+    async def _keep_beating(self) -> None:
         while True:
             await next_beat(HEARTBEAT_S)
-            outbox = self._outboxes.get(self._leader or 0)
-            if outbox is not None:
-                outbox.put(_Up(heartbeat=_Up.Heartbeat(holdings=self._changed())))
+            self.beat()
+
+    def beat(self) -> None:
+        """Tells the leader that this frontend lives, and what of its use has changed."""
+        outbox = self._outboxes.get(self._leader() or 0)
+        if outbox is not None:
+            outbox.put(_Up(heartbeat=_Up.Heartbeat(holdings=self._changed())))
 
     def _changed(self) -> list[counting_pb2.FrontendMessage.Holding]:
         """What of each pool's use the leader doesn't know yet. Nothing is held: nothing is in use."""
@@ -146,14 +150,23 @@ class CountingLinks:
             _Up.Holding(pool=pool_to_wire(pool), held=held, in_use=in_use) for pool, (held, in_use) in news.items()
         ]
 
-    def _hear(self, link: int, answer: counting_pb2.FrontendAnswer) -> None:
+    # ------------------------------------------------------------ one stream: walks do this without one
+
+    def opened(self, link: int, node: str, outbox: _Outbox) -> None:
+        self._outboxes[link], self._nodes[link] = outbox, node
+        self._feed(m.LinkUp(link=link))
+
+    def closed(self, link: int) -> None:
+        del self._outboxes[link]
+        self._feed(m.LinkDown(link=link, cause=self._nodes.pop(link)))
+
+    def hear(self, link: int, answer: counting_pb2.FrontendAnswer) -> None:
         if answer.HasField("gone"):
             self._on_gone([(i.host, i.nonce) for i in answer.gone.incarnations])
             return
         event = from_wire(link, answer)
         if isinstance(event, m.Welcomed):
-            self._leader = link
-            self._told = {}
+            self._told = {}     # a late one of a leader that is no more costs a longer heartbeat, no more
             self._welcomed.set()
         elif isinstance(event, m.Fenced):
             self._over.set()

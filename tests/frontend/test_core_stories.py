@@ -48,7 +48,13 @@ def block_of(core: FrontendCore, function: str = "hello") -> Block:
     return block
 
 
-LIVE = [(0.0, m.LinkUp(link=1)), (0.0, welcome())]
+LIVE: list[tuple[float, m.Event]] = [(0.0, m.LinkUp(link=1)), (0.0, welcome())]
+
+
+def told(core: FrontendCore, *events: tuple[float, m.Event]) -> None:
+    for at, event in (*LIVE, *events):
+        core.handle(event, at)
+        core.check()
 
 
 def test_first_request_asks_with_a_top_up_and_later_ones_need_nobody(story):
@@ -121,6 +127,71 @@ def test_a_reservation_moves_its_functions_requests_and_retires_the_rest(story):
         (9.1, wanted(5, "kept", 12.0)), (9.1, m.Flush()),
         (9.2, generation(8, 2, 1000)), (9.2, generation(8, 2, 0, pool=KEPT, gone=True)), (9.2, m.Flush()),
     ])
+
+
+def test_a_reservation_that_is_gone_is_forgotten_when_nothing_of_it_runs(story):
+    core = frontend()
+    story(core, [
+        *LIVE, (0.1, generation(5, 1, 990)), (0.1, generation(5, 1, 10, pool=KEPT)),
+        (0.2, wanted(1, "kept")), (0.2, m.Flush()), (0.21, granted(6, 1, 1, pool=KEPT, generation=1)),
+    ])
+    block = block_of(core, "kept")
+    story(core, [
+        "it is given up while a request runs",
+        (0.3, generation(7, 2, 1000)), (0.3, generation(7, 2, 0, pool=KEPT, gone=True)), (1.4, m.Tick()),
+    ])
+    assert KEPT in core.stocks
+    story(core, ["the run ends", *end(core, block, "kept"), (10.1, m.Tick())])
+    assert KEPT not in core.stocks
+    assert core.wakes_at() is None
+    story(core, [
+        "a late grant of its older generation goes back and admits nobody",
+        (11.0, granted(8, 1, 1, pool=KEPT, generation=1, applied=2)),
+        (11.1, wanted(2, "kept", 14.0)), (11.1, m.Flush()), (12.2, m.Tick()), (13.3, m.Tick()),
+    ])
+    assert KEPT not in core.stocks
+    story(core, [
+        "it comes anew, and the request that waits moves there",
+        (13.4, generation(9, 3, 990)), (13.4, generation(9, 3, 10, pool=KEPT)), (13.4, m.Flush()),
+        (13.5, granted(10, 1, 1, pool=KEPT, generation=3, applied=3)),
+    ])
+    assert block_of(core, "kept").generation == 3
+
+
+def test_reservations_that_came_and_went_leave_nothing():
+    core = frontend()
+    told(core)
+    for number in range(100):
+        pool = reserved("acct", f"f{number}")
+        core.handle(generation(5, 2 * number + 1, 10, pool=pool), 0.1)
+        core.handle(generation(5, 2 * number + 2, 0, pool=pool, gone=True), 0.1)
+    at = core.wakes_at()
+    assert at is not None, "without requests it isn't forgotten either, unless it wakes for that"
+    core.handle(m.Tick(), at)
+    assert list(core.stocks) == [REST]
+    assert core.wakes_at() is None
+
+
+def test_a_pool_that_is_forgotten_without_a_leader_is_not_asked_for_by_the_next_one():
+    core = frontend()
+    told(
+        core, (0.1, generation(5, 1, 10, pool=KEPT)), (0.2, wanted(1, "kept")), (0.2, m.Flush()),
+        (0.3, generation(6, 2, 0, pool=KEPT, gone=True)), (0.3, m.LinkDown(link=1)), (0.4, m.WaiterGone(request=1)),
+        (1.4, m.Tick()), (1.5, m.LinkUp(link=2)), (1.5, welcome(link=2, term=2)),
+    )
+    assert list(core.stocks) == [REST]
+    assert core.handle(m.Flush(), 1.5) == []
+
+
+def test_a_lost_sessions_permit_that_comes_back_after_its_pool_was_forgotten_is_nothing():
+    core = frontend()
+    told(
+        core, (0.1, generation(5, 1, 10, pool=KEPT)), (0.2, wanted(1, "kept")), (0.2, m.Flush()),
+        (0.3, granted(6, 1, 1, pool=KEPT, generation=1)), (0.4, generation(7, 2, 0, pool=KEPT, gone=True)),
+        (4.0, m.Fenced(link=1, stamp=(1, 8))), (5.1, m.Tick()),
+    )
+    assert KEPT not in core.stocks
+    assert core.handle(m.Freed(pool=KEPT, epoch=1, generation=1, function="kept"), 5.2) == []
 
 
 def test_a_new_leader_hears_what_the_old_one_may_not_have_applied(story):

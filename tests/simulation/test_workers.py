@@ -41,6 +41,11 @@ def busy(region):
     return next((az for az, worker in region.workers.items() if worker.agent.core.runs), None)
 
 
+def idle(region):
+    """The AZ of a worker that runs nothing."""
+    return next((az for az, worker in region.workers.items() if not worker.agent.core.runs), None)
+
+
 def test_killed_workers_permits_are_free_when_the_next_incarnation_has_joined(seed):
     async def main(region, history, dice):
         load, clients = await loaded(region, history, dice)
@@ -82,6 +87,26 @@ def test_a_stopped_worker_starts_nothing_late_and_the_ledger_waits_for_its_end(s
     assert bool(evictions) == (stopped_s > EVICTED_S)
     if evictions:
         assert stopped_at + EVICTED_S - 5.0 < min(evictions) < stopped_at + EVICTED_S + 1.0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_worker_that_is_taken_out_while_the_leader_changes_is_no_member_any_more(seed, killed):
+    """A Leave that is said once is lost where nobody leads, or one that won't lead for long enough."""
+    async def main(region, history, dice):
+        load, clients = await loaded(region, history, dice)
+        await region.until(lambda: idle(region), "a worker to run nothing", within_s=20.0)
+        place, leader = idle(region), region.counting_leader()
+        worker = region.workers[place]
+        gone = asyncio.ensure_future(region.counting.kill(leader) if killed else region.counting.drain(leader))
+        await asyncio.sleep(0.0 if killed else dice.uniform(0.0, 0.05))
+        await region.retire_worker(place)
+        await gone
+        await region.until(region.counting_leader, "another leader", within_s=5.0)
+        ledger = region.counting[region.counting_leader()].core.ledger
+        assert worker.incarnation.host not in ledger.members, "it is out for good"
+        await at_rest(region, history, load, clients)
+
+    in_region(seed, main)
 
 
 async def declare_dead(region, incarnation, *, force=False):

@@ -7,11 +7,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from chassis.rpc import Outbox
 from counting.core import CountingCore
 from counting.ledger import Ledger
 from counting.words import Incarnation
 from counting.words import Session as LedgerSession
 from frontend.core import FrontendCore
+from frontend.peers.counting import CountingLinks
 from frontend.permits import Block, Pool
 
 
@@ -44,12 +46,23 @@ class Link:
     down: deque[Any] = field(default_factory=deque)
 
 
+class Up(Outbox[Any]):
+    """What a frontend's edge puts is on its way at once."""
+
+    def __init__(self, way: deque[Any]) -> None:
+        self._way = way
+
+    def put(self, message: Any) -> None:
+        self._way.append(message)
+
+
 @dataclass(slots=True, kw_only=True)
 class Home:
-    """One frontend process: its core, its streams and its clients."""
+    """One frontend process: its core, its edge to the ledger, its streams and its clients."""
 
     number: int
     core: FrontendCore
+    edge: CountingLinks
     nonce: int
     life: int
     links: dict[int, Link] = field(default_factory=dict)         # by member

@@ -1,10 +1,11 @@
 """A small region in which permits live: real cores of frontends and of counting, and the walk is everything between.
 
-Real are FrontendCore, CountingCore, the Ledger, snapshots, and both ends' translation to and from the wire. Modelled
-are Raft (what it promises: one log, applied in order, a leader that has applied all of it before it is told that it
-leads; a deposed leader may not know it yet), streams (in order, cut at any moment, what was under way is lost), and
-workers (fences, authority, reports, ENDs: the rules of counting 5 to 7). Owns the truth: which invocations may run, and
-by whose permit. Refuses to know in which order things happen: the walk says so (test_permits.py).
+Real are FrontendCore with its edge to the ledger, CountingCore, the Ledger, snapshots, and both ends' translation to
+and from the wire. Modelled are Raft (what it promises: one log, applied in order, a leader that has applied all of it
+before it is told that it leads; a deposed leader may not know it yet), streams (in order, cut at any moment, what was
+under way is lost), and workers (fences, authority, reports, ENDs: the rules of counting 5 to 7). Owns the truth: which
+invocations may run, and by whose permit. Refuses to know in which order things happen: the walk says so
+(test_permits.py).
 """
 
 import random
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from chassis.memory_network import Fabric
 from chassis.rpc import Caller
 from counting import commands as c
 from counting import messages as cm
@@ -25,10 +27,10 @@ from counting.words import Incarnation
 from counting.words import Pool as LedgerPool
 from frontend import messages as fm
 from frontend.core import FrontendCore, Timing
-from frontend.peers.counting import from_wire, pool_to_wire, to_wire
+from frontend.peers.counting import CountingLinks, pool_to_wire
 from frontend.permits import Block, Pool, PoolKind
 from protos import counting_pb2
-from tests.walks.parts import Admitted, Home, Link, Member, Worker, frontend_name
+from tests.walks.parts import Admitted, Home, Link, Member, Up, Worker, frontend_name
 
 ACCOUNT = "acct"
 WALL = 1_700_000_000.0
@@ -65,7 +67,13 @@ class World:
         return Member(core=CountingCore(ledger, TIMING), ledger=ledger)
 
     def _home(self, number: int, life: int) -> Home:
-        return Home(number=number, core=FrontendCore(Timing()), nonce=1000 * number + life, life=life)
+        core, nonce, node = FrontendCore(Timing()), 1000 * number + life, frontend_name(number)
+        edge = CountingLinks(
+            network=Fabric().network(_caller(number)), seeds={}, node=node, nonce=nonce,
+            feed=partial(self.feed, number), leader=lambda: core.link, usage=core.usage,
+            on_gone=partial(self._gone, number),
+        )
+        return Home(number=number, core=core, edge=edge, nonce=nonce, life=life)
 
     def _worker(self, number: int, nonce: int) -> Worker:
         return Worker(number=number, incarnation=Incarnation(host=f"h{number}", nonce=nonce))
@@ -74,14 +82,14 @@ class World:
         home = self.homes[number]
         if member not in home.links:
             self.count += 1
-            home.links[member] = Link(number=self.count, member=member)
-            self.feed(number, fm.LinkUp(link=self.count))
+            link = home.links[member] = Link(number=self.count, member=member)
+            home.edge.opened(link.number, f"member-{member}", Up(link.up))
 
     def cut_frontend(self, number: int, member: int) -> None:
         home = self.homes[number]
         link = home.links.pop(member, None)
         if link is not None:
-            self.feed(number, fm.LinkDown(link=link.number))
+            home.edge.closed(link.number)
             self.tell(member, cm.LinkLost(link=link.number))
 
     def link_worker(self, number: int, member: int) -> None:
@@ -134,10 +142,7 @@ class World:
                         assert effect.in_use >= effect.limit, effect
                     home.proven.discard(effect.request)
                 case _:
-                    member = next((k for k, link in home.links.items() if link.number == effect.link), None)
-                    if member is not None:
-                        wire = to_wire(effect, frontend_name(number), home.nonce)
-                        home.links[member].up.append(wire)
+                    home.edge.send(effect)
         home.core.check()
         assert home.core.waiting == len(home.requests), "a request was answered twice, or forgotten"
 
@@ -202,20 +207,31 @@ class World:
                 ))
 
     def heartbeat(self, number: int) -> None:
+        """With it the question whether workers are gone whose streams broke, as Workers asks it."""
         home = self.homes[number]
-        link = next((link for link in home.links.values() if link.number == home.core.link), None)
-        if link is not None:
-            beat = counting_pb2.FrontendMessage.Heartbeat()
-            link.up.append(counting_pb2.FrontendMessage(heartbeat=beat))
+        home.edge.beat()
+        lost = {
+            (one.incarnation.host, one.incarnation.nonce): None for one in self.held.values()
+            if (one.home, one.life) == (number, home.life) and self._is_lost(one)
+        }
+        if lost:
+            home.edge.ask_gone(list(lost))
+
+    def _is_lost(self, one: Admitted) -> bool:
+        worker = self.workers[one.worker]
+        return worker.incarnation != one.incarnation or worker.evicted
+
+    def _gone(self, number: int, incarnations: list[tuple[str, int]]) -> None:
+        for one in list(self.held.values()):
+            if one.home == number and (one.incarnation.host, one.incarnation.nonce) in incarnations:
+                self._answer(one)
 
     def frontend_hears(self, number: int, member: int, most: int) -> None:
         for _ in range(most):
             link = self.homes[number].links.get(member)
             if link is None or not link.down:
                 return
-            event = from_wire(link.number, link.down.popleft())
-            assert event is not None
-            self.feed(number, event)
+            self.homes[number].edge.hear(link.number, link.down.popleft())
 
     def flush_frontend(self, number: int) -> None:
         home = self.homes[number]
@@ -285,12 +301,10 @@ class World:
 
     def member_hears(self, number: int, member: int, most: int) -> None:
         link = self.homes[number].links.get(member)
-        host = f"h{number}"
-        caller = Caller(service="frontend", node=frontend_name(number), az="az1", host=host)
         for _ in range(most):
             if link is None or not link.up:
                 return
-            self.tell(member, counting_wire.frontend_event(link.number, link.up.popleft(), caller))
+            self.tell(member, counting_wire.frontend_event(link.number, link.up.popleft(), _caller(number)))
 
     def flush_member(self, number: int) -> None:
         member = self.members[number]
@@ -376,7 +390,7 @@ class World:
                     home.proven.add(request)
 
     def _evicted_are_told(self) -> None:
-        """Permits of an incarnation that left the ledger come back at their frontends."""
+        """Nothing runs any more of an incarnation that left the ledger: its permits come back to who asks for it."""
         for one in list(self.held.values()):
             member = self.truth().members.get(one.incarnation.host)
             gone = one.incarnation.nonce in self.truth().gone.get(one.incarnation.host, ())
@@ -385,7 +399,6 @@ class World:
                 assert one.id not in running, f"{one.incarnation} was evicted while {one.id} ran there"
                 self.live.pop(one.id, None)
                 self.starts = [start for start in self.starts if start is not one]
-                self._answer(one)
 
     # ------------------------------------------------------------ workers
 
@@ -608,10 +621,12 @@ class World:
             assert count <= size, f"{count} may run by {session}'s block of {pool}, which the ledger counts as {size}"
 
     def nothing_leaks(self) -> None:
-        """Invariants 2 and 13 after quiet: who waits has what is free; when all has ended, everything is free."""
+        """Invariants 2 and 13 after quiet: who waits has what is free; when all has ended, everything is free. And who
+        is heard keeps its session."""
         for _ in range(5):
             self.calm()
             self.pass_time(0.7)
+        epochs = [home.core.epoch for home in self.homes]
         for home in self.homes:
             for function in home.requests.values():
                 pool = _ledger_pool(home.core._stock_of(ACCOUNT, function).pool)
@@ -622,6 +637,7 @@ class World:
                     self._end(worker, id_)
             self.calm()
             self.pass_time(0.7)
+        assert [home.core.epoch for home in self.homes] == epochs, "a frontend that beats was fenced"
         ledger = self.truth()
         assert not self.live
         assert not any(home.requests for home in self.homes), "nothing runs, and requests still wait"
@@ -637,6 +653,10 @@ def _grants_are_covered(ledger: Ledger, before: dict[LedgerPool, int]) -> None:
             account = ledger.account(pool.account)
             assert ledger.charge(pool) <= ledger.limit(pool), f"{pool}: {ledger.charge(pool)} of {ledger.limit(pool)}"
             assert account.total() <= account.limit, f"{pool.account}: {account.total()} of {account.limit}"
+
+
+def _caller(number: int) -> Caller:
+    return Caller(service="frontend", node=frontend_name(number), az="az1", host=f"h{number}")
 
 
 def _ledger_pool(pool: Pool) -> LedgerPool:

@@ -90,6 +90,17 @@ class Permits(RuleBasedStateMachine):
         self.moves(seed, 40)
 
     @rule(number=TWO, seed=SEED)
+    def another_leads_as_a_stream_is_opened(self, number, seed):
+        """Whom the former leader has just welcomed may hear the new one first."""
+        world, former = self.world, self.world.leader
+        world.cut_frontend(number, former)
+        world.link_frontend(number, former)
+        world.member_hears(number, former, 1)
+        world.elect(1 - former)
+        world.frontend_hears(number, 1 - former, 1)
+        self.moves(seed, 40)
+
+    @rule(number=TWO, seed=SEED)
     def a_follower_catches_up(self, number, seed):
         self.world.depose(1 - self.world.leader)
         self.world.restore(number)

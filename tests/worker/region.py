@@ -53,6 +53,7 @@ class Ledger:
     grace_s: float = 30.0
     silent: bool = False        # hears and answers nothing
     slow_s: float = 0.0         # before a renewal is answered
+    left: bool = False          # the worker said so: it is no member any more
     streams: list[Any] = field(default_factory=list)
     heard: list[Any] = field(default_factory=list)
     watermarks: tuple[common_pb2.Session, ...] = ()
@@ -71,6 +72,10 @@ class Ledger:
             if self.silent:
                 continue
             match message.WhichOneof("message"):
+                case "leave":
+                    self.left = True
+                case "join" | "renew" if self.left:
+                    await stream.send(answer(stamp=stamp, evicted=answer.Evicted()))
                 case "join":
                     await stream.send(answer(stamp=stamp, joined=answer.FenceTable(watermarks=self.watermarks)))
                 case "renew":

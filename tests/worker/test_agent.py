@@ -294,9 +294,21 @@ async def test_drain_lets_what_runs_finish(region):
     await region.client.send(start_frame("i2", region.start(payload=b"0")))
     assert (await region.client.answer("i2")).refusal == "DRAINING"
     assert (await region.client.answer("i1")).json == {"slept": 2.0}
+    began = region.clock.monotonic()
     await drain
-    assert any(message.HasField("leave") for message in region.ledger.heard)
+    assert region.clock.monotonic() - began < 1.5
+    assert region.ledger.left
     assert region.driver.sandboxes == {}
+    assert not region.ended.is_set(), "that it is no member is what it wanted to hear"
+
+
+@in_region()
+async def test_a_worker_that_leaves_waits_for_the_ledgers_word_and_not_for_ever(region):
+    region.ledger.silent = True
+    began = region.clock.monotonic()
+    await region.worker.drain()
+    assert 5.0 < region.clock.monotonic() - began < 6.5, "what is left of drain_s, and its servers' end"
+    assert sum(message.HasField("leave") for message in region.ledger.heard) >= 1
 
 
 @in_region(notice_s=1.0)
