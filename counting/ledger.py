@@ -125,6 +125,17 @@ class Ledger:
             total += size if count == WHOLE else min(count, size)
         return total
 
+    def charged(self, pool: Pool) -> list[Session]:
+        """Sessions whose permits count against the pool's limit, its own and those that cross over, in a fixed order:
+        before a refusal every one of them is heard, or counted (rule 4)."""
+        account, rest = self.account(pool.account), unreserved(pool.account)
+        own = [pool, *account.ghosts(pool)]
+        moved = account.crossing.get(pool.function, {}) if pool.kind is PoolKind.RESERVED else {}
+        return [
+            session for session in self.sessions
+            if any(self._size(session, one) for one in own) or (moved.get(session) and self._size(session, rest))
+        ]
+
     def precautionary(self, pool: Pool) -> bool:
         """Whether some of the pool's charge isn't known to run for it: then a refusal would prove nothing (rule 4)."""
         account = self.account(pool.account)

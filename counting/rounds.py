@@ -48,14 +48,16 @@ def top_ups(lead: Leadership, desk: Desk, free: int) -> dict[Session, int]:
 
 
 def begin(lead: Leadership, now: float) -> None:
-    """Only between batches: a grant that is on its way through the log must reach its holder before the recall."""
+    """Only between batches: a grant that is on its way through the log must reach its holder before the recall.
+
+    Whose runs of another pool are charged here is asked as well: its answer comes behind what it gave back."""
     for desk in lead.busy.values():
         if not desk.waiters or desk.round is not None or lead.ledger.free(desk.pool) > 0 or now < desk.pause_until:
             continue
         lead.rounds += 1
         # The term makes the number one that no other leader uses, ever.
         number = (lead.term << 32) | lead.rounds
-        holders = lead.ledger.holders(desk.pool)
+        holders = [session for session in lead.ledger.charged(desk.pool) if lead.ledger.is_live(session)]
         desk.begin(number, holders, now + lead.timing.recall_s)
         for session in holders:
             link = lead.links.get(session)
@@ -69,7 +71,7 @@ def close(lead: Leadership, desk: Desk, turn: Round, now: float) -> None:
     ledger, pool = lead.ledger, desk.pool
     if turn.found or ledger.free(pool) > 0:
         return  # something came back: it goes to the oldest, and who still waits gets a round of their own
-    draining = ledger.draining(pool)
+    draining = [session for session in ledger.charged(pool) if ledger.is_draining(session)]
     if draining:
         silent = tuple(dict.fromkeys(s.frontend for s in draining))
         refuse_unproven(lead, desk, turn, Why.DRAINING, silent, now)

@@ -147,8 +147,9 @@ def test_reserved_zero_binds_the_next_request(story):
             m.GaveBack(link=1, sequence=1, pool=REST, count=1),
             m.GenerationAcked(link=1, sequence=2, pool=REST, generation=1, moved=(("f", 1),)),
         )),
-        "the next request of f",
+        "the next request of f: fe1 is asked, whose run of the rest is all that f is charged with",
         (0.4, ask(2, 22, pool=F, generation=1)),
+        (0.5, m.RecallAnswered(link=1, round=3 << 32 | 1, pool=F, given_back=0, in_use=0)),
     ])
 
 

@@ -371,9 +371,62 @@ def test_a_precautionary_charge_is_no_proof():
         rig.handle(hello(link, f"fe{link}"), 0.0)
     rig.handle(ask(1, *range(5)), 0.1)
     rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=2), 0.2)
-    effects = rig.handle(ask(2, 21, pool=F, generation=1), 0.3)
+    rig.handle(ask(2, 21, pool=F, generation=1), 0.3)
+    effects = rig.handle(m.RecallAnswered(link=1, round=ROUND, pool=F, given_back=0, in_use=0), 0.4)
     assert not of(effects, m.SendThrottled)
     assert of(effects, m.SendUnavailable)
+
+
+def moved(timing=None):
+    """fe2 runs one of f by the rest, and has said so: f's reservation of one is used up. Its worker is on link 9."""
+    rig = Rig(timing)
+    rig.handle(m.Led(term=3), 0.0)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    for link in (1, 2):
+        rig.handle(hello(link, f"fe{link}"), 0.0)
+    rig.handle(ask(2, 21), 0.1)
+    rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=1), 0.2)
+    rig.handle(m.GenerationAcked(link=2, sequence=1, pool=REST, generation=1, moved=(("f", 1),)), 0.3)
+    return rig
+
+
+def given_up(timing=None):
+    """fe2 runs by a reservation of f that was given up, and has said so: the whole account is charged with it."""
+    rig = limited(2, timing=timing)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    rig.handle(m.SetAccountLimitCall(call=4, account=A, limit=102), 0.0)
+    rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=2), 0.0)
+    rig.handle(m.SetAccountLimitCall(call=6, account=A, limit=2), 0.0)
+    rig.handle(ask(2, 21, 22, pool=F, generation=rig.ledger.generation(F)), 0.1)
+    rig.handle(m.SetReservedCall(call=7, account=A, function="f", value=None), 0.2)
+    generation = rig.ledger.generation(F)
+    rig.handle(m.GenerationAcked(link=2, sequence=1, pool=F, generation=generation, moved=(("f", 2),)), 0.3)
+    return rig
+
+
+@pytest.mark.parametrize(("crossing", "pool", "own"), [(moved, F, REST), (given_up, REST, F)], ids=["moved", "ghost"])
+def test_movedunasked_whose_runs_are_charged_from_another_pool_is_asked_before_a_refusal(crossing, pool, own):
+    rig = crossing()
+    effects = rig.handle(ask(1, 11, pool=pool, generation=rig.ledger.generation(pool)), 0.4)
+    assert not of(effects, m.SendThrottled), "what runs there may have ended, its give-back is on its way"
+    assert [(recall.link, recall.pool) for recall in of(effects, m.SendRecall)] == [(2, pool)]
+    effects = rig.handle((
+        m.GaveBack(link=2, sequence=2, pool=own, count=1, function="f"),
+        m.RecallAnswered(link=2, round=ROUND, pool=pool, given_back=0, in_use=0),
+    ), 0.5)
+    assert not of(effects, m.SendThrottled)
+    assert [(grant.link, grant.count) for grant in of(effects, m.SendGrant)] == [(1, 1)]
+
+
+@pytest.mark.parametrize(("crossing", "pool"), [(moved, F), (given_up, REST)], ids=["moved", "ghost"])
+def test_moveddrainasused_a_block_of_another_pool_that_is_not_yet_counted_is_no_proof(crossing, pool):
+    rig = crossing(IMPATIENT)
+    rig.handle(hello(3, "fe2", nonce=2), 0.4)
+    effects = rig.handle(ask(1, 11, pool=pool, generation=rig.ledger.generation(pool)), 0.5)
+    assert not of(effects, m.SendThrottled), "which of its runs still run, its worker hasn't said"
+    assert [refusal.silent for refusal in of(effects, m.SendUnavailable)] == [("fe2",)]
+    rig.handle(m.FenceAcked(link=9, session=S2, runs=()), 0.6)
+    assert rig.ledger.free(pool) > 0
 
 
 def test_unordered_what_came_before_an_answer_is_applied_before_the_round_closes():

@@ -90,6 +90,8 @@ CLAUSES: dict[str, tuple[Edit, ...]] = {
     "silent429": (edit(Counting, "_tick", "rounds.refuse_unproven(self._own, desk, turn, Why.SILENT, silent, now)",
                        "rounds.close(self._own, desk, turn, now)"),),
     "drainasused": (edit(rounds, "close", "    if draining:\n", "    if False:\n"),),
+    "movedunasked": (edit(rounds, "begin", "in lead.ledger.charged(desk.pool)", "in lead.ledger.holders(desk.pool)"),),
+    "moveddrainasused": (edit(rounds, "close", "in ledger.charged(pool)", "in ledger.draining(pool)"),),
     "precautionasused": (edit(rounds, "close", "    elif ledger.precautionary(pool):\n", "    elif False:\n"),),
     # ------------------------------------------------------------ 5: members
     "notable": (edit(workers, "joined", "sorted(lead.ledger.fences.items())", "()"),),
