@@ -247,6 +247,8 @@ class CountingCore:
                 self._own.fencing.evicted[Proof.REPLACED] += replaced_worker is not None
                 if isinstance(origin, m.Join) and origin.link in self._joins:
                     workers.joined(self._own, origin, now)
+                elif isinstance(origin, m.Join):    # its stream broke meanwhile: evicted like everybody who is silent
+                    self._own.fencing.answered.setdefault(origin.incarnation, now)
             case c.Evicted(changed=changed):
                 self._own.fencing.evicted[Proof.TIME] += changed
             case c.Declared():

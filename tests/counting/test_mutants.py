@@ -175,6 +175,38 @@ def test_a_silent_worker_is_evicted_after_authority_timeout_grace_and_drift(timi
     assert evicted_at(rig, 2 * earliest) == earliest
 
 
+def test_a_worker_whose_stream_broke_before_it_was_a_member_is_evicted_like_any_other():
+    rig = Rig(Timing(authority_s=20.0, grace_s=5.0, drift=0.0))
+    rig.handle(m.Led(term=3), 0.0)
+    rig.handle(hello(1, "fe1"), 0.0)
+    rig.hold = True
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=3.0), 0.0)
+    rig.handle(m.LinkLost(link=9), 0.1)
+    rig.hold = False
+    rig.commit(0.5)
+    assert rig.ledger.is_member(W1)
+    rig.handle(ask(1, 11), 0.6)
+    rig.handle(hello(2, "fe1", nonce=2), 0.7)
+    rig.handle(m.Tick(), 28.4)
+    assert rig.ledger.granted(REST) == 1, "whether it runs something is for it to say, until it is evicted"
+    rig.handle(m.Tick(), 28.5)
+    assert rig.ledger.granted(REST) == 0
+
+
+def test_a_join_on_a_stream_that_broke_gives_no_worker_more_time():
+    rig = Rig(Timing(authority_s=20.0, grace_s=5.0, drift=0.0))
+    rig.handle(m.Led(term=3), 0.0)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=3.0), 0.0)
+    rig.handle(m.LinkLost(link=9), 10.0)
+    rig.hold = True
+    rig.handle(m.Join(link=10, incarnation=W1, timeout_cap_s=3.0), 20.0)
+    rig.handle(m.LinkLost(link=10), 20.1)
+    rig.hold = False
+    rig.commit(20.2)
+    rig.handle(m.Tick(), 28.0)
+    assert not rig.ledger.is_member(W1), "nothing was answered since: it had authority until 20"
+
+
 def test_noreset_a_new_leader_starts_every_timer_anew():
     rig = Rig(Timing(authority_s=20.0, grace_s=5.0, drift=0.0))
     rig.handle(m.Led(term=3), 0.0)
