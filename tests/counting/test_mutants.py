@@ -96,6 +96,23 @@ def test_a_block_is_counted_only_when_every_member_has_reported_or_is_gone():
     assert rig.ledger.granted(REST) == 0
 
 
+def test_a_frontend_that_says_goodbye_with_a_grant_on_its_way_is_fenced_also_when_its_stream_ends():
+    rig = limited(2)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    rig.handle(ask(1, 11, generation=1), 0.1)
+    rig.hold = True
+    rig.handle(m.Goodbye(link=1, sequence=1), 0.2)
+    rig.handle(m.LinkLost(link=1), 0.3)
+    rig.hold = False
+    effects = rig.commit(0.4)
+    rig.handle(m.Heartbeat(link=2), 3.0)
+    effects += rig.handle(m.Tick(), 4.0)
+    assert [(fence.link, fence.session) for fence in of(effects, m.SendFence)] == [(9, S1)]
+    rig.handle(m.FenceAcked(link=9, session=S1, runs=()), 4.1)
+    assert rig.ledger.granted(REST) == 0
+    assert rig.core.proofs.fenced == {"silent": 0, "replaced": 0, "left": 1}
+
+
 def test_an_end_between_report_and_count_is_taken_out_of_the_report():
     rig = limited(2)
     for link, worker in ((8, W1), (9, W2)):
