@@ -286,8 +286,7 @@ class CountingCore:
             turn = desk.round
             if turn is not None and turn.pending and turn.deadline <= now:
                 desk.round = None
-                silent = tuple(sorted(s.frontend for s in turn.pending))
-                rounds.refuse_unproven(self._own, desk, turn, Why.SILENT, silent, now)
+                rounds.refuse_unproven(self._own, desk, turn, Why.SILENT, turn.pending, now)
         for session, heard in list(self._own.heard.items()):
             if heard + timing.suspect_s <= now:
                 del self._own.heard[session]

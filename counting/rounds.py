@@ -3,6 +3,8 @@
 A part of the leader's core (rules 1 and 4). Refuses to know where messages come from.
 """
 
+from collections.abc import Iterable
+
 from counting import commands as c
 from counting import messages as m
 from counting.desk import PAUSE_S, Desk, Round, Why, top_up
@@ -73,10 +75,12 @@ def close(lead: Leadership, desk: Desk, turn: Round, now: float) -> None:
         return  # something came back: it goes to the oldest, and who still waits gets a round of their own
     draining = [session for session in ledger.charged(pool) if ledger.is_draining(session)]
     if draining:
-        silent = tuple(dict.fromkeys(s.frontend for s in draining))
-        refuse_unproven(lead, desk, turn, Why.DRAINING, silent, now)
+        refuse_unproven(lead, desk, turn, Why.DRAINING, draining, now)
     elif ledger.precautionary(pool):
-        refuse_unproven(lead, desk, turn, Why.PENDING, (), now)
+        unsaid = ledger.unsaid(pool)
+        gone = [session for session in unsaid if ledger.is_draining(session)]
+        why = Why.DRAINING if gone else Why.PENDING if unsaid else Why.BESIDE
+        refuse_unproven(lead, desk, turn, why, gone or unsaid, now)
     else:
         for session, ids in desk.refuse(turn.bound, Why.LIMIT).items():
             link = lead.links.get(session)
@@ -88,11 +92,12 @@ def close(lead: Leadership, desk: Desk, turn: Round, now: float) -> None:
 
 
 def refuse_unproven(
-    lead: Leadership, desk: Desk, turn: Round, why: Why, silent: tuple[str, ...], now: float
+    lead: Leadership, desk: Desk, turn: Round, why: Why, waits_for: Iterable[Session], now: float
 ) -> None:
     """Only who has waited for a while: where a host or an AZ has just gone, permits come free all the time, and what
     isn't proved now soon is. The others stay, and are served by the next round."""
     desk.pause_until = now + PAUSE_S
+    silent = tuple(sorted({session.frontend for session in waits_for}))
     for session, ids in desk.refuse(turn.bound, why, came_by=now - lead.timing.unproven_s).items():
         link = lead.links.get(session)
         if link is not None:

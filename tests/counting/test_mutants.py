@@ -478,6 +478,45 @@ def test_moveddrainasused_a_block_of_another_pool_that_is_not_yet_counted_is_no_
     assert rig.ledger.free(pool) > 0
 
 
+def test_a_refusal_without_a_proof_says_truly_what_is_missing():
+    """The account is full of the rest's permits when f gets a reservation: what f's requests hear, step by step."""
+    def refused(at, answers=False):
+        rig.handle(m.Heartbeat(link=1), at)
+        effects = rig.handle(ask(2, at, pool=F, generation=2), at)
+        for recall in of(effects, m.SendRecall) if answers else ():
+            answer = m.RecallAnswered(link=recall.link, round=recall.round, pool=F, given_back=0, in_use=0)
+            effects = rig.handle(answer, at + 0.1)
+        [refusal] = of(effects, m.SendUnavailable)
+        return refusal.reason, refusal.silent
+
+    rig = limited(200, timing=IMPATIENT)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    rig.handle(ask(1, *range(200), generation=1), 0.1)
+    rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=60), 0.2)
+    assert refused(1, answers=True) == ("a change of limits isn't acknowledged everywhere yet", ("fe1",))
+    rig.handle(m.GenerationAcked(link=1, sequence=1, pool=REST, generation=2), 1.5)
+    assert refused(2) == ("runs of another pool, begun before a change of limits, still take its room", ())
+    rig.handle(hello(3, "fe1", nonce=2), 2.5)
+    assert refused(3) == ("a frontend that is gone holds permits not yet counted", ("fe1",))
+    rig.handle(m.FenceAcked(link=9, session=S1, runs=tuple(run(f"g{n}", function="g") for n in range(200))), 3.5)
+    assert refused(4) == ("runs of another pool, begun before a change of limits, still take its room", ())
+    [pool] = [pool for pool in rig.core.report(A, 4.0) if pool.pool == F]
+    assert pool.refusals == {"pending change": 1, "other pools' runs": 2, "not yet counted": 1}
+
+
+def test_a_block_of_the_rest_that_is_draining_is_told_as_such_before_it_ever_acknowledged():
+    rig = Rig(IMPATIENT)
+    rig.handle(m.Led(term=3), 0.0)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    for link in (1, 2):
+        rig.handle(hello(link, f"fe{link}"), 0.0)
+    rig.handle(ask(2, 21), 0.1)
+    rig.handle(hello(3, "fe2", nonce=2), 0.2)
+    rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=1), 0.3)
+    [refusal] = of(rig.handle(ask(1, 11, pool=F, generation=1), 0.4), m.SendUnavailable)
+    assert (refusal.reason, refusal.silent) == ("a frontend that is gone holds permits not yet counted", ("fe2",))
+
+
 def test_unordered_what_came_before_an_answer_is_applied_before_the_round_closes():
     rig = limited(1)
     rig.handle(ask(1, 11, generation=1), 0.1)
