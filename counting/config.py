@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from chassis.config import NodeConfig
+from counting.raft.patience import election_least_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +35,18 @@ class CountingConfig:
     def __post_init__(self) -> None:
         if self.node.node not in self.members:
             raise ValueError(f"members has no entry for this node, {self.node.node}: it lists every member")
-        if not self.heartbeat_s * 3 < self.election_min_s < self.election_max_s:
+        if not self.heartbeat_s > 0:
+            raise ValueError(f"heartbeat_s is {self.heartbeat_s}, it must be above 0")
+        least = election_least_s(self.heartbeat_s)
+        if not self.election_min_s > least:
             raise ValueError(
-                f"heartbeat_s {self.heartbeat_s} * 3 < election_min_s {self.election_min_s} < election_max_s "
-                f"{self.election_max_s} must hold, or members depose leaders that are alive"
+                f"election_min_s is {self.election_min_s}, it must be above {least} where heartbeat_s is "
+                f"{self.heartbeat_s}, or members depose leaders that are alive"
+            )
+        if not self.election_max_s > self.election_min_s:
+            raise ValueError(
+                f"election_max_s is {self.election_max_s}, it must be above election_min_s, {self.election_min_s}, or "
+                f"members stand for election all at once"
             )
         if self.compact_entries < 2:
             raise ValueError(f"compact_entries is {self.compact_entries}: a log keeps two entries at least")

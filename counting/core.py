@@ -204,8 +204,8 @@ class CountingCore:
         _, gathering = self._own.in_flight
         self._own.in_flight = None
         self._own.index = event.index
-        for origin, result in zip(gathering.origins, event.results, strict=True):
-            self._result(origin, result, now)
+        for origin, command, result in zip(gathering.origins, gathering.commands, event.results, strict=True):
+            self._result(origin, command, result, now)
         for renewal in gathering.renewals:
             workers.renew(self._own, renewal, now)
         for call in gathering.reads:
@@ -214,7 +214,9 @@ class CountingCore:
             if desk.round is not None and desk.round.closing == event.batch.number:
                 rounds.close(self._own, desk, desk.round, now)
 
-    def _result(self, origin: m.Event | None, result: c.Result, now: float) -> None:  # noqa: C901 - one case per result
+    def _result(  # noqa: C901 - one case per result
+        self, origin: m.Event | None, command: c.Command, result: c.Result, now: float
+    ) -> None:
         cause = origin.cause if origin is not None else ""
         match result:
             case c.AcquireDone():
@@ -247,6 +249,8 @@ class CountingCore:
                 self._own.fencing.evicted[Proof.REPLACED] += replaced_worker is not None
                 if isinstance(origin, m.Join) and origin.link in self._joins:
                     workers.joined(self._own, origin, now)
+                elif isinstance(origin, m.Join):    # its stream broke meanwhile: evicted like everybody who is silent
+                    self._own.fencing.answered.setdefault(origin.incarnation, now)
             case c.Evicted(changed=changed):
                 self._own.fencing.evicted[Proof.TIME] += changed
             case c.Declared():
@@ -255,20 +259,21 @@ class CountingCore:
                 if isinstance(origin, m.Join):
                     self._own.do(m.SendEvicted(link=origin.link, cause=cause))
             case c.Done():
-                self._done(origin)
+                self._done(origin, command)
             case _:
                 assert_never(result)
 
-    def _done(self, origin: m.Event | None) -> None:
+    def _done(self, origin: m.Event | None, command: c.Command) -> None:
         match origin:
             case m.GaveBack(pool=pool) if pool in self._own.desks:
                 self._own.busy[pool] = self._own.desks[pool]  # there may be room for its top-up now
             case m.Ended(link=link, invocation=invocation):
                 self._own.do(m.SendEndApplied(link=link, invocation=invocation, cause=origin.cause))
-            case m.Goodbye(link=link):
-                session = self._own.sessions.get(link)
-                if session is not None and not self._own.ledger.is_live(session):
-                    workers.fence_everywhere(self._own, session, Ending.LEFT, origin.cause)
+            case m.Goodbye():
+                # By the command, not by the stream: that has ended with its process when this is committed.
+                assert isinstance(command, c.CloseSession), command
+                if not self._own.ledger.is_live(command.session):
+                    workers.fence_everywhere(self._own, command.session, Ending.LEFT, origin.cause)
             case _:
                 pass
 
@@ -281,8 +286,7 @@ class CountingCore:
             turn = desk.round
             if turn is not None and turn.pending and turn.deadline <= now:
                 desk.round = None
-                silent = tuple(sorted(s.frontend for s in turn.pending))
-                rounds.refuse_unproven(self._own, desk, turn, Why.SILENT, silent, now)
+                rounds.refuse_unproven(self._own, desk, turn, Why.SILENT, turn.pending, now)
         for session, heard in list(self._own.heard.items()):
             if heard + timing.suspect_s <= now:
                 del self._own.heard[session]

@@ -24,6 +24,7 @@ class Why(enum.Enum):
     SILENT = ("silent holder", "a frontend that holds permits doesn't answer")
     DRAINING = ("not yet counted", "a frontend that is gone holds permits not yet counted")
     PENDING = ("pending change", "a change of limits isn't acknowledged everywhere yet")
+    BESIDE = ("other pools' runs", "runs of another pool, begun before a change of limits, still take its room")
 
     def __init__(self, word: str, reason: str) -> None:
         self.word = word

@@ -62,11 +62,13 @@ class Gathering:
         self.origins.append(origin)
 
     def split(self) -> tuple["Gathering", "Gathering"]:
-        """What the next batch takes, and what is left for the one after it: an entry's size is bounded."""
+        """What the next batch takes, and what is left for the one after it: an entry's size is bounded.
+
+        One command always goes, whatever it weighs: left here, all others would wait behind it for ever."""
         count, room = 0, c.BATCH_BYTES_MAX
         for command in self.commands[:COMMANDS_MAX]:
             room -= c.weight(command)
-            if room < 0:
+            if room < 0 and count:
                 break
             count += 1
         first = Gathering(

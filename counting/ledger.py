@@ -125,17 +125,32 @@ class Ledger:
             total += size if count == WHOLE else min(count, size)
         return total
 
+    def charged(self, pool: Pool) -> list[Session]:
+        """Sessions whose permits count against the pool's limit, its own and those that cross over, in a fixed order:
+        before a refusal every one of them is heard, or counted (rule 4)."""
+        account, rest = self.account(pool.account), unreserved(pool.account)
+        own = [pool, *account.ghosts(pool)]
+        moved = account.crossing.get(pool.function, {}) if pool.kind is PoolKind.RESERVED else {}
+        return [
+            session for session in self.sessions
+            if any(self._size(session, one) for one in own) or (moved.get(session) and self._size(session, rest))
+        ]
+
     def precautionary(self, pool: Pool) -> bool:
-        """Whether some of the pool's charge isn't known to run for it: then a refusal would prove nothing (rule 4)."""
-        account = self.account(pool.account)
-        if any(self.outstanding(ghost) for ghost in account.ghosts(pool)):
-            return True
-        if pool.kind is PoolKind.RESERVED and any(
-            count == WHOLE and self._size(session, unreserved(pool.account)) > 0
-            for session, count in account.crossing.get(pool.function, {}).items()
-        ):
-            return True
-        return self.charge(pool) < self.limit(pool)  # what it is carved from is full, of another pool's permits
+        """Whether some of what takes the pool's room isn't known to run for it: then a refusal would prove nothing
+        (rule 4)."""
+        return bool(self.unsaid(pool)) or self.charge(pool) < self.limit(pool)
+
+    def unsaid(self, pool: Pool) -> list[Session]:
+        """Who has yet to say, or whose workers have, how much of what takes the pool's room runs. Where less is charged
+        than its limit, that is what other pools of the account have out above theirs."""
+        account, rest = self.account(pool.account), unreserved(pool.account)
+        moved = account.crossing.get(pool.function, {}) if pool.kind is PoolKind.RESERVED else {}
+        found = [s for s, count in moved.items() if count == WHOLE and self._size(s, rest)]
+        others = account.ghosts(pool)
+        if self.charge(pool) < self.limit(pool):
+            others = [other for other, count in account.granted.items() if count > self.limit(other)]
+        return list(dict.fromkeys(found + [session for other in others for session in self.outstanding(other)]))
 
     def free(self, pool: Pool) -> int:
         """How many permits may be granted now: within the pool's limit and within the account's (rule 1), and within

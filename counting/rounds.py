@@ -3,6 +3,8 @@
 A part of the leader's core (rules 1 and 4). Refuses to know where messages come from.
 """
 
+from collections.abc import Iterable
+
 from counting import commands as c
 from counting import messages as m
 from counting.desk import PAUSE_S, Desk, Round, Why, top_up
@@ -48,14 +50,16 @@ def top_ups(lead: Leadership, desk: Desk, free: int) -> dict[Session, int]:
 
 
 def begin(lead: Leadership, now: float) -> None:
-    """Only between batches: a grant that is on its way through the log must reach its holder before the recall."""
+    """Only between batches: a grant that is on its way through the log must reach its holder before the recall.
+
+    Whose runs of another pool are charged here is asked as well: its answer comes behind what it gave back."""
     for desk in lead.busy.values():
         if not desk.waiters or desk.round is not None or lead.ledger.free(desk.pool) > 0 or now < desk.pause_until:
             continue
         lead.rounds += 1
         # The term makes the number one that no other leader uses, ever.
         number = (lead.term << 32) | lead.rounds
-        holders = lead.ledger.holders(desk.pool)
+        holders = [session for session in lead.ledger.charged(desk.pool) if lead.ledger.is_live(session)]
         desk.begin(number, holders, now + lead.timing.recall_s)
         for session in holders:
             link = lead.links.get(session)
@@ -69,12 +73,14 @@ def close(lead: Leadership, desk: Desk, turn: Round, now: float) -> None:
     ledger, pool = lead.ledger, desk.pool
     if turn.found or ledger.free(pool) > 0:
         return  # something came back: it goes to the oldest, and who still waits gets a round of their own
-    draining = ledger.draining(pool)
+    draining = [session for session in ledger.charged(pool) if ledger.is_draining(session)]
     if draining:
-        silent = tuple(dict.fromkeys(s.frontend for s in draining))
-        refuse_unproven(lead, desk, turn, Why.DRAINING, silent, now)
+        refuse_unproven(lead, desk, turn, Why.DRAINING, draining, now)
     elif ledger.precautionary(pool):
-        refuse_unproven(lead, desk, turn, Why.PENDING, (), now)
+        unsaid = ledger.unsaid(pool)
+        gone = [session for session in unsaid if ledger.is_draining(session)]
+        why = Why.DRAINING if gone else Why.PENDING if unsaid else Why.BESIDE
+        refuse_unproven(lead, desk, turn, why, gone or unsaid, now)
     else:
         for session, ids in desk.refuse(turn.bound, Why.LIMIT).items():
             link = lead.links.get(session)
@@ -86,11 +92,12 @@ def close(lead: Leadership, desk: Desk, turn: Round, now: float) -> None:
 
 
 def refuse_unproven(
-    lead: Leadership, desk: Desk, turn: Round, why: Why, silent: tuple[str, ...], now: float
+    lead: Leadership, desk: Desk, turn: Round, why: Why, waits_for: Iterable[Session], now: float
 ) -> None:
     """Only who has waited for a while: where a host or an AZ has just gone, permits come free all the time, and what
     isn't proved now soon is. The others stay, and are served by the next round."""
     desk.pause_until = now + PAUSE_S
+    silent = tuple(sorted({session.frontend for session in waits_for}))
     for session, ids in desk.refuse(turn.bound, why, came_by=now - lead.timing.unproven_s).items():
         link = lead.links.get(session)
         if link is not None:

@@ -21,6 +21,7 @@ from counting.raft.dump import Chunk, Dumps, Snapshot
 from counting.raft.framing import DamagedFileError
 from counting.raft.group import Group, Groups, entry_of
 from counting.raft.journal import Entry, Journal
+from counting.raft.patience import election_least_s, fallback_s
 
 COMMAND_BYTES_MAX = 1024 * 1024
 _BATCH_BYTES = 4 * 1024 * 1024  # above any command, so that pysyncobj never cuts an entry in (pickled) pieces
@@ -34,13 +35,16 @@ class RaftTiming:
     heartbeat_s: float = 0.2
     election_min_s: float = 0.65
     election_max_s: float = 1.0
-    fallback_s: float = 0.58           # a leader that no majority answers for this long stops leading (defect 7)
     compact_entries: int = 5_000
     compact_s: float = 3_600.0
 
     def __post_init__(self) -> None:
-        assert self.heartbeat_s * 3 < self.election_min_s < self.election_max_s, self
-        assert self.heartbeat_s < self.fallback_s, self
+        assert election_least_s(self.heartbeat_s) < self.election_min_s < self.election_max_s, self
+
+    @property
+    def fallback_s(self) -> float:
+        """A leader that no majority answers for this long stops leading (defect 7)."""
+        return fallback_s(self.election_min_s)
 
     def conf(self, journal: Journal, dump_path: str) -> SyncObjConf:
         return SyncObjConf(

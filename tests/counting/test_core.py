@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from counting import commands as c
 from counting import messages as m
 from counting.commands import Run
-from counting.leadership import Timing
+from counting.leadership import Gathering, Timing
 from counting.words import Incarnation, Session, reserved, unreserved
 from tests.counting.rig import Rig
 
@@ -147,8 +148,9 @@ def test_reserved_zero_binds_the_next_request(story):
             m.GaveBack(link=1, sequence=1, pool=REST, count=1),
             m.GenerationAcked(link=1, sequence=2, pool=REST, generation=1, moved=(("f", 1),)),
         )),
-        "the next request of f",
+        "the next request of f: fe1 is asked, whose run of the rest is all that f is charged with",
         (0.4, ask(2, 22, pool=F, generation=1)),
+        (0.5, m.RecallAnswered(link=1, round=3 << 32 | 1, pool=F, given_back=0, in_use=0)),
     ])
 
 
@@ -322,3 +324,37 @@ def test_the_batch_of_the_next_leader_answers_nobody_here():
     assert not effects, "another leader's commit confirmed this one, or was taken for its own batch"
     [refused] = of(rig.handle(m.Deposed(term=4, hint="counting-az2"), 0.1), m.AnswerNotLeader)
     assert refused.call == 1
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_a_command_that_weighs_more_than_a_batch_goes_alone():
+    session = Session(frontend="frontend-az1-1", epoch=7)
+    moved = tuple((f"{n:064}", 1000) for n in range(3000))
+    ack = c.AckGeneration(session=session, sequence=1, pool=REST, generation=1, moved=moved)
+    gathering = Gathering()
+    for command in (c.MarkDraining(session=session), ack, c.SetAccountLimit(account=A, limit=5)):
+        gathering.add(command)
+    batches: list[list[c.Command]] = []
+    while gathering and len(batches) < 9:
+        first, gathering = gathering.split()
+        batches.append(first.commands)
+    assert [[type(command) for command in commands] for commands in batches] == [
+        [c.MarkDraining], [c.AckGeneration], [c.SetAccountLimit]
+    ]
+    encoded = c.encode(c.Batch(stamp=1.7e9, number=3 << 32, commands=(ack,)))
+    assert len(encoded) < 300_000, "an entry of the log has room for three of them"
+
+
+def test_what_is_heavy_holds_nobody_up():
+    rig = limited(10)
+    rig.hold = True
+    moved = tuple((f"f{n}", 1) for n in range(1365))
+    rig.handle((
+        m.GenerationAcked(link=1, sequence=1, pool=REST, generation=1, moved=moved),
+        m.SetAccountLimitCall(call=3, account=A, limit=5),
+    ), 0.1)
+    rig.commit(0.2)
+    rig.commit(0.3)
+    assert rig.ledger.limit(REST) == 5

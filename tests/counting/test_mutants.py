@@ -96,6 +96,23 @@ def test_a_block_is_counted_only_when_every_member_has_reported_or_is_gone():
     assert rig.ledger.granted(REST) == 0
 
 
+def test_a_frontend_that_says_goodbye_with_a_grant_on_its_way_is_fenced_also_when_its_stream_ends():
+    rig = limited(2)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    rig.handle(ask(1, 11, generation=1), 0.1)
+    rig.hold = True
+    rig.handle(m.Goodbye(link=1, sequence=1), 0.2)
+    rig.handle(m.LinkLost(link=1), 0.3)
+    rig.hold = False
+    effects = rig.commit(0.4)
+    rig.handle(m.Heartbeat(link=2), 3.0)
+    effects += rig.handle(m.Tick(), 4.0)
+    assert [(fence.link, fence.session) for fence in of(effects, m.SendFence)] == [(9, S1)]
+    rig.handle(m.FenceAcked(link=9, session=S1, runs=()), 4.1)
+    assert rig.ledger.granted(REST) == 0
+    assert rig.core.proofs.fenced == {"silent": 0, "replaced": 0, "left": 1}
+
+
 def test_an_end_between_report_and_count_is_taken_out_of_the_report():
     rig = limited(2)
     for link, worker in ((8, W1), (9, W2)):
@@ -173,6 +190,38 @@ def test_a_silent_worker_is_evicted_after_authority_timeout_grace_and_drift(timi
     rig.handle(m.Led(term=3), 0.0)
     rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=cap), 0.0)
     assert evicted_at(rig, 2 * earliest) == earliest
+
+
+def test_a_worker_whose_stream_broke_before_it_was_a_member_is_evicted_like_any_other():
+    rig = Rig(Timing(authority_s=20.0, grace_s=5.0, drift=0.0))
+    rig.handle(m.Led(term=3), 0.0)
+    rig.handle(hello(1, "fe1"), 0.0)
+    rig.hold = True
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=3.0), 0.0)
+    rig.handle(m.LinkLost(link=9), 0.1)
+    rig.hold = False
+    rig.commit(0.5)
+    assert rig.ledger.is_member(W1)
+    rig.handle(ask(1, 11), 0.6)
+    rig.handle(hello(2, "fe1", nonce=2), 0.7)
+    rig.handle(m.Tick(), 28.4)
+    assert rig.ledger.granted(REST) == 1, "whether it runs something is for it to say, until it is evicted"
+    rig.handle(m.Tick(), 28.5)
+    assert rig.ledger.granted(REST) == 0
+
+
+def test_a_join_on_a_stream_that_broke_gives_no_worker_more_time():
+    rig = Rig(Timing(authority_s=20.0, grace_s=5.0, drift=0.0))
+    rig.handle(m.Led(term=3), 0.0)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=3.0), 0.0)
+    rig.handle(m.LinkLost(link=9), 10.0)
+    rig.hold = True
+    rig.handle(m.Join(link=10, incarnation=W1, timeout_cap_s=3.0), 20.0)
+    rig.handle(m.LinkLost(link=10), 20.1)
+    rig.hold = False
+    rig.commit(20.2)
+    rig.handle(m.Tick(), 28.0)
+    assert not rig.ledger.is_member(W1), "nothing was answered since: it had authority until 20"
 
 
 def test_noreset_a_new_leader_starts_every_timer_anew():
@@ -371,9 +420,101 @@ def test_a_precautionary_charge_is_no_proof():
         rig.handle(hello(link, f"fe{link}"), 0.0)
     rig.handle(ask(1, *range(5)), 0.1)
     rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=2), 0.2)
-    effects = rig.handle(ask(2, 21, pool=F, generation=1), 0.3)
+    rig.handle(ask(2, 21, pool=F, generation=1), 0.3)
+    effects = rig.handle(m.RecallAnswered(link=1, round=ROUND, pool=F, given_back=0, in_use=0), 0.4)
     assert not of(effects, m.SendThrottled)
     assert of(effects, m.SendUnavailable)
+
+
+def moved(timing=None):
+    """fe2 runs one of f by the rest, and has said so: f's reservation of one is used up. Its worker is on link 9."""
+    rig = Rig(timing)
+    rig.handle(m.Led(term=3), 0.0)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    for link in (1, 2):
+        rig.handle(hello(link, f"fe{link}"), 0.0)
+    rig.handle(ask(2, 21), 0.1)
+    rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=1), 0.2)
+    rig.handle(m.GenerationAcked(link=2, sequence=1, pool=REST, generation=1, moved=(("f", 1),)), 0.3)
+    return rig
+
+
+def given_up(timing=None):
+    """fe2 runs by a reservation of f that was given up, and has said so: the whole account is charged with it."""
+    rig = limited(2, timing=timing)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    rig.handle(m.SetAccountLimitCall(call=4, account=A, limit=102), 0.0)
+    rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=2), 0.0)
+    rig.handle(m.SetAccountLimitCall(call=6, account=A, limit=2), 0.0)
+    rig.handle(ask(2, 21, 22, pool=F, generation=rig.ledger.generation(F)), 0.1)
+    rig.handle(m.SetReservedCall(call=7, account=A, function="f", value=None), 0.2)
+    generation = rig.ledger.generation(F)
+    rig.handle(m.GenerationAcked(link=2, sequence=1, pool=F, generation=generation, moved=(("f", 2),)), 0.3)
+    return rig
+
+
+@pytest.mark.parametrize(("crossing", "pool", "own"), [(moved, F, REST), (given_up, REST, F)], ids=["moved", "ghost"])
+def test_movedunasked_whose_runs_are_charged_from_another_pool_is_asked_before_a_refusal(crossing, pool, own):
+    rig = crossing()
+    effects = rig.handle(ask(1, 11, pool=pool, generation=rig.ledger.generation(pool)), 0.4)
+    assert not of(effects, m.SendThrottled), "what runs there may have ended, its give-back is on its way"
+    assert [(recall.link, recall.pool) for recall in of(effects, m.SendRecall)] == [(2, pool)]
+    effects = rig.handle((
+        m.GaveBack(link=2, sequence=2, pool=own, count=1, function="f"),
+        m.RecallAnswered(link=2, round=ROUND, pool=pool, given_back=0, in_use=0),
+    ), 0.5)
+    assert not of(effects, m.SendThrottled)
+    assert [(grant.link, grant.count) for grant in of(effects, m.SendGrant)] == [(1, 1)]
+
+
+@pytest.mark.parametrize(("crossing", "pool"), [(moved, F), (given_up, REST)], ids=["moved", "ghost"])
+def test_moveddrainasused_a_block_of_another_pool_that_is_not_yet_counted_is_no_proof(crossing, pool):
+    rig = crossing(IMPATIENT)
+    rig.handle(hello(3, "fe2", nonce=2), 0.4)
+    effects = rig.handle(ask(1, 11, pool=pool, generation=rig.ledger.generation(pool)), 0.5)
+    assert not of(effects, m.SendThrottled), "which of its runs still run, its worker hasn't said"
+    assert [refusal.silent for refusal in of(effects, m.SendUnavailable)] == [("fe2",)]
+    rig.handle(m.FenceAcked(link=9, session=S2, runs=()), 0.6)
+    assert rig.ledger.free(pool) > 0
+
+
+def test_a_refusal_without_a_proof_says_truly_what_is_missing():
+    """The account is full of the rest's permits when f gets a reservation: what f's requests hear, step by step."""
+    def refused(at, answers=False):
+        rig.handle(m.Heartbeat(link=1), at)
+        effects = rig.handle(ask(2, at, pool=F, generation=2), at)
+        for recall in of(effects, m.SendRecall) if answers else ():
+            answer = m.RecallAnswered(link=recall.link, round=recall.round, pool=F, given_back=0, in_use=0)
+            effects = rig.handle(answer, at + 0.1)
+        [refusal] = of(effects, m.SendUnavailable)
+        return refusal.reason, refusal.silent
+
+    rig = limited(200, timing=IMPATIENT)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    rig.handle(ask(1, *range(200), generation=1), 0.1)
+    rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=60), 0.2)
+    assert refused(1, answers=True) == ("a change of limits isn't acknowledged everywhere yet", ("fe1",))
+    rig.handle(m.GenerationAcked(link=1, sequence=1, pool=REST, generation=2), 1.5)
+    assert refused(2) == ("runs of another pool, begun before a change of limits, still take its room", ())
+    rig.handle(hello(3, "fe1", nonce=2), 2.5)
+    assert refused(3) == ("a frontend that is gone holds permits not yet counted", ("fe1",))
+    rig.handle(m.FenceAcked(link=9, session=S1, runs=tuple(run(f"g{n}", function="g") for n in range(200))), 3.5)
+    assert refused(4) == ("runs of another pool, begun before a change of limits, still take its room", ())
+    [pool] = [pool for pool in rig.core.report(A, 4.0) if pool.pool == F]
+    assert pool.refusals == {"pending change": 1, "other pools' runs": 2, "not yet counted": 1}
+
+
+def test_a_block_of_the_rest_that_is_draining_is_told_as_such_before_it_ever_acknowledged():
+    rig = Rig(IMPATIENT)
+    rig.handle(m.Led(term=3), 0.0)
+    rig.handle(m.Join(link=9, incarnation=W1, timeout_cap_s=900.0), 0.0)
+    for link in (1, 2):
+        rig.handle(hello(link, f"fe{link}"), 0.0)
+    rig.handle(ask(2, 21), 0.1)
+    rig.handle(hello(3, "fe2", nonce=2), 0.2)
+    rig.handle(m.SetReservedCall(call=5, account=A, function="f", value=1), 0.3)
+    [refusal] = of(rig.handle(ask(1, 11, pool=F, generation=1), 0.4), m.SendUnavailable)
+    assert (refusal.reason, refusal.silent) == ("a frontend that is gone holds permits not yet counted", ("fe2",))
 
 
 def test_unordered_what_came_before_an_answer_is_applied_before_the_round_closes():

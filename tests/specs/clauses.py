@@ -87,9 +87,12 @@ CLAUSES: dict[str, tuple[Edit, ...]] = {
                         "            from counting import rounds\n"
                         "            rounds.close(lead, desk, turn, 0.0)\n"),),
     "reuseround": (edit(rounds, "begin", "(lead.term << 32) | lead.rounds", "lead.rounds"),),
-    "silent429": (edit(Counting, "_tick", "rounds.refuse_unproven(self._own, desk, turn, Why.SILENT, silent, now)",
+    "silent429": (edit(Counting, "_tick",
+                       "rounds.refuse_unproven(self._own, desk, turn, Why.SILENT, turn.pending, now)",
                        "rounds.close(self._own, desk, turn, now)"),),
     "drainasused": (edit(rounds, "close", "    if draining:\n", "    if False:\n"),),
+    "movedunasked": (edit(rounds, "begin", "in lead.ledger.charged(desk.pool)", "in lead.ledger.holders(desk.pool)"),),
+    "moveddrainasused": (edit(rounds, "close", "in ledger.charged(pool)", "in ledger.draining(pool)"),),
     "precautionasused": (edit(rounds, "close", "    elif ledger.precautionary(pool):\n", "    elif False:\n"),),
     # ------------------------------------------------------------ 5: members
     "notable": (edit(workers, "joined", "sorted(lead.ledger.fences.items())", "()"),),

@@ -23,14 +23,15 @@ from counting.core import CountingCore
 from counting.leadership import Timing as CountingTiming
 from counting.ledger import Ledger
 from counting.snapshot import dump, load
-from counting.words import Incarnation
+from counting.words import Incarnation, reserved, unreserved
 from counting.words import Pool as LedgerPool
 from frontend import messages as fm
 from frontend.core import FrontendCore, Timing
-from frontend.peers.counting import CountingLinks, pool_to_wire
-from frontend.permits import Block, Pool, PoolKind
+from frontend.peers.counting import CountingLinks
+from frontend.permits import Block, PoolKind
 from protos import counting_pb2
 from tests.walks.parts import Admitted, Home, Link, Member, Up, Worker, frontend_name
+from tests.walks.reached import Reached, ledger_pool
 
 ACCOUNT = "acct"
 WALL = 1_700_000_000.0
@@ -54,6 +55,7 @@ class World:
         self.live: dict[str, Admitted] = {}                      # the truth: what may run, or runs
         self.held: dict[str, Admitted] = {}                      # permits of which no END is on its way back yet
         self.answers: dict[int, cm.Effect] = {}
+        self.reached = Reached((unreserved(ACCOUNT), reserved(ACCOUNT, "f")), self.truth)
         self.aim = 0                                             # the worker that the next admitted request goes to
         self.admitted = 0
         self.elect(0)
@@ -109,10 +111,31 @@ class World:
 
     def kill_frontend(self, number: int) -> None:
         """kill -9 and another process at once: what it had sent to workers may still arrive."""
+        for request in self.homes[number].requests:
+            self.reached.served(self.homes[number], request)
         for member in list(self.homes[number].links):
             link = self.homes[number].links.pop(member)
             self.tell(member, cm.LinkLost(link=link.number))
         self.homes[number] = self._home(number, self.homes[number].life + 1)
+
+    def leave_frontend(self, number: int) -> None:
+        """SIGTERM: its clients leave, and it says goodbye once it holds nothing that it knows of."""
+        while self.homes[number].requests:
+            self.client_leaves(number)
+        self.feed(number, fm.Leave())
+
+    def is_evicted(self, number: int) -> None:
+        """Rule 7: who stays away longer than authority and timeouts is no member, where one leader leads so long."""
+        self.depose(1 - self.leader)
+        end = self.now + TIMING.evict_after_s(CAP_S) + 1.0
+        while self.now < end:
+            for other in range(2):
+                self.heartbeat(other)
+            self.renew(1 - number)
+            self.turn()
+            self.pass_time(0.5)
+        self.turn()
+        assert f"h{number}" not in self.truth().members, f"h{number} says nothing, and is a member for ever"
 
     def kill_worker(self, number: int) -> None:
         """Its sandboxes go with it before the next incarnation may join (rule 7)."""
@@ -134,13 +157,17 @@ class World:
                     home.flush = True
                 case fm.Admit():
                     function = home.requests.pop(effect.request)
+                    self.reached.served(home, effect.request)
                     self._admit(home, home.core.stocks[effect.pool].block, function)
                 case fm.Refuse():
                     del home.requests[effect.request]
                     if effect.refusal is fm.Refusal.THROTTLED:
+                        pool = ledger_pool(effect.pool)
+                        self.reached.judge(home, effect.request, pool, effect.limit, self.homes)
                         assert effect.request in home.proven, f"429, and something was free all the time: {effect}"
                         assert effect.in_use >= effect.limit, effect
                     home.proven.discard(effect.request)
+                    self.reached.left(home, effect.request)
                 case _:
                     home.edge.send(effect)
         home.core.check()
@@ -159,6 +186,7 @@ class World:
         home.asked += 1
         home.requests[home.asked] = function
         self._look_for_proof()
+        self.reached.came(home, home.asked, self._used())
         self.feed(number, fm.Wanted(
             request=home.asked, account=ACCOUNT, function=function, deadline=self.now + WAIT_S
         ))
@@ -169,6 +197,7 @@ class World:
             request = min(home.requests)
             del home.requests[request]
             home.proven.discard(request)
+            self.reached.left(home, request)
             self.feed(number, fm.WaiterGone(request=request))
 
     def _admit(self, home: Home, block: Block, function: str) -> None:
@@ -178,16 +207,21 @@ class World:
             id=f"i{self.admitted}", home=home.number, life=home.life, block=block, epoch=block.epoch, pool=block.pool,
             function=function, worker=worker.number, incarnation=worker.incarnation,
         )
+        self.held[one.id] = one
+        self.reached.taken(one)
+        if not worker.joined:   # it makes no sandbox yet: there is nothing to start on
+            self._answer(one)
+            return
         self.starts.append(one)
-        self.live[one.id] = self.held[one.id] = one
+        self.live[one.id] = one
         self._limit_holds(one)
 
     def _limit_holds(self, one: Admitted) -> None:
         """Invariant 1, at a start under the newest limit: with it, no more run than the pool's limit says."""
         ledger = self.truth()
-        if one.block.generation != ledger.generation(_ledger_pool(one.pool)):
+        if one.block.generation != ledger.generation(ledger_pool(one.pool)):
             return  # admitted before the change was heard of: it may still begin (rule 9)
-        limit = ledger.limit(_ledger_pool(one.pool))
+        limit = ledger.limit(ledger_pool(one.pool))
         live = [x for x in self.live.values() if self._may_run(x)]
         of_pool = [x.id for x in live if x.pool == one.pool]
         assert len(of_pool) <= limit, f"{len(of_pool)} hold permits of {one.pool}, whose limit is {limit}: {of_pool}"
@@ -379,6 +413,7 @@ class World:
         if members[0].applied == members[1].applied:
             assert dump(members[0].ledger) == dump(members[1].ledger), "replicas differ"
         self._look_for_proof()
+        self.reached.looked(self._used())
         self._evicted_are_told()
 
     def _look_for_proof(self) -> None:
@@ -386,8 +421,11 @@ class World:
         for home in self.homes:
             for request, function in home.requests.items():
                 stock = home.core._stock_of(ACCOUNT, function)
-                if ledger.free(_ledger_pool(stock.pool)) == 0:
+                if ledger.free(ledger_pool(stock.pool)) == 0:
                     home.proven.add(request)
+
+    def _used(self) -> dict[LedgerPool, int]:
+        return self.reached.used(self.held.values(), self.homes, self.workers)
 
     def _evicted_are_told(self) -> None:
         """Nothing runs any more of an incarnation that left the ledger: its permits come back to who asks for it."""
@@ -424,6 +462,15 @@ class World:
         if worker.running:
             self._end(worker, sorted(worker.running)[pick % len(worker.running)])
 
+    def all_end(self) -> None:
+        """Everything that runs, and its frontends hear of it."""
+        for number, worker in enumerate(self.workers):
+            for _ in range(len(worker.running)):
+                self.ends(number, 0)
+        for number, home in enumerate(self.homes):
+            while home.ends:
+                self.hears_end(number, 0)
+
     def _end(self, worker: Worker, id_: str) -> None:
         one = worker.running.pop(id_)
         self.live.pop(id_, None)
@@ -436,7 +483,7 @@ class World:
         link = worker.links.get(worker.leader) if worker.leader is not None else None
         if link is not None:
             link.up.append(cm.Ended(
-                link=link.number, session=one.session, pool=_ledger_pool(one.pool), invocation=one.id
+                link=link.number, session=one.session, pool=ledger_pool(one.pool), invocation=one.id
             ))
 
     def _answer(self, one: Admitted) -> None:
@@ -487,7 +534,7 @@ class World:
                 worker.fences[session.frontend] = max(worker.fences.get(session.frontend, 0), session.epoch)
                 runs = tuple(
                     c.Run(
-                        pool=_ledger_pool(one.pool), function=one.function, invocation=one.id,
+                        pool=ledger_pool(one.pool), function=one.function, invocation=one.id,
                         incarnation=worker.incarnation,
                     )
                     for one in worker.running.values() if one.session == session
@@ -617,7 +664,7 @@ class World:
         ledger = self.truth()
         counts = Counter((one.session, one.pool) for one in self.live.values() if self._may_run(one))
         for (session, pool), count in counts.items():
-            size = ledger._size(session, _ledger_pool(pool))
+            size = ledger._size(session, ledger_pool(pool))
             assert count <= size, f"{count} may run by {session}'s block of {pool}, which the ledger counts as {size}"
 
     def nothing_leaks(self) -> None:
@@ -629,7 +676,7 @@ class World:
         epochs = [home.core.epoch for home in self.homes]
         for home in self.homes:
             for function in home.requests.values():
-                pool = _ledger_pool(home.core._stock_of(ACCOUNT, function).pool)
+                pool = ledger_pool(home.core._stock_of(ACCOUNT, function).pool)
                 assert self.truth().free(pool) == 0, f"{function} waits at {home.number}, and {pool} has room"
         for _ in range(12):
             for worker in self.workers:
@@ -657,7 +704,3 @@ def _grants_are_covered(ledger: Ledger, before: dict[LedgerPool, int]) -> None:
 
 def _caller(number: int) -> Caller:
     return Caller(service="frontend", node=frontend_name(number), az="az1", host=f"h{number}")
-
-
-def _ledger_pool(pool: Pool) -> LedgerPool:
-    return counting_wire.pool_in(pool_to_wire(pool))

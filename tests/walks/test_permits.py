@@ -11,7 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from counting import ledger
 from counting import messages as cm
+from counting.words import Session
 from tests.walking import walk
+from tests.walks.parts import frontend_name
 from tests.walks.permits import World
 
 TWO = st.integers(0, 1)
@@ -47,9 +49,7 @@ class Permits(RuleBasedStateMachine):
     @rule(end=st.booleans())
     def all_is_calm(self, end):
         if end:
-            for number, worker in enumerate(self.world.workers):
-                for _ in range(len(worker.running)):
-                    self.world.ends(number, 0)
+            self.world.all_end()
         self.world.calm()
 
     # ------------------------------------------------------------ limits
@@ -63,6 +63,29 @@ class Permits(RuleBasedStateMachine):
     def account_limit_changes(self, limit, seed):
         self.world.call(cm.SetAccountLimitCall, limit=limit)
         self.moves(seed, 40)
+
+    @rule(number=TWO, value=st.sampled_from([None, 1, 2]), fenced=st.booleans(), seed=SEED)
+    def what_ran_before_a_change_ends_out_of_sight(self, number, value, fenced, seed):
+        """Its frontend said what runs of it, and can't say that it ended, nor can a worker once that frontend is
+        fenced; the others' requests go on coming."""
+        world = self.world
+        world.request(number, "f", 0)
+        world.calm()
+        world.call(cm.SetReservedCall, function="f", value=value)
+        world.calm()
+        for member in range(2):
+            world.cut_frontend(number, member)
+        world.all_end()
+        if fenced:
+            for member in range(2):
+                world.cut_worker(0, member)
+            self.others_go_on(number, 3.5, beat=True)
+        world.request(1 - number, "f", 1)
+        self.moves(seed, 80)
+        for member in range(2):
+            world.link_frontend(number, member)
+            world.link_worker(0, member)
+        self.moves(seed + 1, 20)
 
     # ------------------------------------------------------------ faults
 
@@ -83,6 +106,41 @@ class Permits(RuleBasedStateMachine):
         for member in range(2):
             (self.world.link_frontend if frontend else self.world.link_worker)(number, member)
         self.moves(seed + 1, 40)
+
+    @rule(number=TWO, waits=st.booleans(), seed=SEED)
+    def frontend_leaves(self, number, waits, seed):
+        """It says goodbye, perhaps while a grant is on its way to it, and its process ends: another takes its place."""
+        world = self.world
+        if waits:
+            world.request(number, "g", 0)
+            world.flush_frontend(number)
+            world.member_hears(number, world.leader, 100)
+            world.flush_member(world.leader)
+            self.moves(seed, 3)
+        session = Session(frontend=frontend_name(number), epoch=world.homes[number].core.epoch)
+        world.leave_frontend(number)
+        if waits:
+            world.member_hears(number, world.leader, 100)
+        self.moves(seed + 1, 4)
+        world.kill_frontend(number)
+        self.moves(seed + 2, 20)
+        world.calm()
+        assert not world.truth().is_draining(session), f"all workers are there, and nobody counts {session}"
+
+    @rule(number=TWO, joins=st.booleans(), seed=SEED)
+    def host_dies(self, number, joins, seed):
+        """And stays away until it is evicted, perhaps while its next worker was about to join."""
+        world = self.world
+        world.kill_worker(number)
+        if joins:
+            for member in range(2):
+                world.link_worker(number, member)
+            self.moves(seed, 4)
+            world.kill_worker(number)
+        self.moves(seed + 1, 20)
+        world.is_evicted(number)
+        for member in range(2):
+            world.link_worker(number, member)
 
     @rule(number=TWO, kept=st.integers(0, 2), unaware=st.booleans(), seed=SEED)
     def another_leads(self, number, kept, unaware, seed):
@@ -109,6 +167,9 @@ class Permits(RuleBasedStateMachine):
     @rule(number=TWO, seconds=st.sampled_from([1.2, 2.9, 3.5, 12.0]), beat=st.booleans())
     def is_stopped(self, number, seconds, beat):
         """One frontend says nothing for so long; everybody else goes on."""
+        self.others_go_on(number, seconds, beat)
+
+    def others_go_on(self, number, seconds, beat):
         end = self.world.now + seconds
         while self.world.now < end:
             self.world.heartbeat(1 - number)
