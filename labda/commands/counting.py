@@ -22,8 +22,8 @@ _STATES = {_List.VOTES: "voter", _List.JOINS: "joins", _List.REMOVED: "removed"}
 _NO_LEADER = "no member of counting leads, so that nobody can say who the members are: a majority of them has to be up"
 _NO_SUCCESSOR = (
     "{member} can't be removed from the embedded cluster in {state}: it would never vote again, and nothing makes a "
-    "successor for it there; one that died is started again by itself. --target compose removes a member of the cluster "
-    "in containers"
+    "successor for it there; one that died is started again by itself. --target compose removes one of the cluster in "
+    "containers"
 )
 WHAT_IT_DOES = """\
 {member} ({state}, {heard}) loses its vote for good: that id never gets one again, its successor needs another.

@@ -132,8 +132,7 @@ def _detach(state: State, options: argparse.Namespace) -> int:
         with os.fdopen(reader) as lines:
             for line in lines:
                 serves = serves or line.startswith(ENDS)
-                sys.stdout.write(line.replace(ENDS, "labda down ends everything"))
-                sys.stdout.flush()
+                _say(line.replace(ENDS, "labda down ends everything"))
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
@@ -144,3 +143,12 @@ def _detach(state: State, options: argparse.Namespace) -> int:
         words = next((line.removeprefix("labda: ") for line in reversed(said) if line.startswith("labda: ")), "")
         raise Refusal(words or f"the cluster did not start: {log} says why")
     return Status.OK
+
+
+def _say(text: str) -> None:
+    """On standard output, for as long as somebody reads it: the cluster is waited for all the same."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

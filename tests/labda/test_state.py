@@ -175,6 +175,31 @@ def test_output_without_a_terminal_is_plain(capsys):
     assert out == f"{'labda 0.1  3 AZs':<80}ready in 3.1 s\ndone\n"
 
 
+def test_a_mirror_whose_reader_went_away_ends_nothing(capsys):
+    """`labda up --detach | head -1`: the supervisor speaks to somebody who has gone."""
+    reader, writer = os.pipe()
+    console = Console(mirror=os.fdopen(writer, "w"))
+    console.plain("one")
+    os.close(reader)
+    console.plain("two")
+    console.plain("three")
+    console.release()
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+def test_a_detached_start_goes_on_waiting_when_nobody_reads_it_any_more():
+    program = "from labda.commands.up import _say\nfor _ in range(3): _say('line\\n')\nraise SystemExit(7)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(60) == 7
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
 def test_phases_in_words():
     headers = {"x-labda-phases": "permit=0.01,place=1.2,code=3,sandbox=9,runtime=45,init=2,run=1"}
     assert describe(Answer(200, headers, b"", 0.0612)) == (
