@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labda import endpoint
+from labda import endpoint, given
 from labda.refusal import Refusal, Status
 from labda.state import State, default_state
 
@@ -26,7 +26,8 @@ _REGION = "us-east-1"
 
 def also_here(action: argparse.ArgumentParser) -> None:
     """--state and --target behind a command's action as well, where people write them."""
-    action.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+    action.add_argument("--state", type=given.path("--state"), default=argparse.SUPPRESS, metavar="DIR",
+                        help=argparse.SUPPRESS)
     action.add_argument("--target", choices=TARGETS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 

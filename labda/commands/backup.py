@@ -6,9 +6,9 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labda import given
 from labda.refusal import Refusal, Status
 from labda.state import State
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="the backup; one that is there is replaced")
+    parser.add_argument("file", type=given.path("FILE"), metavar="FILE",
+                        help="the backup; one that is there is replaced")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from labda import given
 from labda.refusal import Refusal, Status
 from labda.region import Node, Region, opened, wait
 from labda.state import State
@@ -37,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", help="give a vote to a member that has been started (with files of --init --join)")
     remove = actions.add_parser("remove", help="take a member's vote, for good: it never gets one again under that id")
     for action in (add, remove):
-        action.add_argument("member", metavar="NODE", help="its node id")
+        action.add_argument("member", type=given.name("NODE"), metavar="NODE", help="its node id")
     remove.add_argument("--yes", action="store_true", help="don't ask")
     for action in (members, add, remove):
         action.add_argument("--json", action="store_true", help="machine-readable")

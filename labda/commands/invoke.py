@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from labda import given
 from labda.commands.deploy import open_api
 from labda.phases import describe
 from labda.refusal import Refusal, Status
@@ -13,7 +14,7 @@ from labda.refusal import Refusal, Status
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", help="of the function")
+    add("name", type=given.name("NAME"), metavar="NAME", help="of the function")
     add("--payload", default="{}", metavar="JSON|@FILE|-",
         help="the event: JSON, @FILE for a file's content, - for standard input (default: {})")
     add("--log", action="store_true", help="show the end of the invocation's log, on standard error")

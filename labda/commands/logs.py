@@ -5,6 +5,7 @@ import asyncio
 import sys
 
 from chassis.faults import Fault
+from labda import given
 from labda.commands.deploy import open_api
 from labda.refusal import Refusal, Status
 from labda.region import Node, Region, opened, wait
@@ -17,7 +18,7 @@ Line = worker_pb2.LogLines.Line
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="of the function")
+    parser.add_argument("name", type=given.name("NAME"), metavar="NAME", help="of the function")
     parser.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labda import endpoint
+from labda import endpoint, given
 from labda.console import ENDS, Console
 from labda.refusal import Refusal, Status
 from labda.state import State
@@ -31,15 +31,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--managers", type=int, default=shape.managers, metavar="N", help="worker managers (default: %(default)s)")
     add("--placements", type=int, default=shape.placements, metavar="N", help="(default: %(default)s)")
     add("--detach", action="store_true", help="return once the cluster serves; `labda down` ends it")
-    add("--deploy", type=Path, action="append", default=[], metavar="DIR",
+    add("--deploy", type=given.path("--deploy"), action="append", default=[], metavar="DIR",
         help="deploy this function and invoke it cold and warm; may be given again")
-    add("--runtimes", type=Path, default=RUNTIMES, metavar="DIR",
+    add("--runtimes", type=given.path("--runtimes"), default=RUNTIMES, metavar="DIR",
         help="what set-up made for sandboxes (default: %(default)s)")
     add("--time-scale", type=_scale, default=1.0, metavar="SHARE",
         help="of leases (6 to 10 h), and of 900 s, which then caps functions' timeouts: for tests and demonstrations")
     add("--check", action="store_true", help="services check their invariants after every event")
     add("--trace", action="store_true", help="services record every event: STATE/nodes/NODE/trace.ndjson")
-    add("--record", type=Path, metavar="FILE",
+    add("--record", type=given.path("--record"), metavar="FILE",
         help="when all has ended, write there what happened: `labda chaos check FILE` judges it (with --trace)")
     add("--breakable", action="store_true",
         help="what counting's members say and hear goes through a proxy, for `labda chaos` to break")
