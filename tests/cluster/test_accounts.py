@@ -142,6 +142,7 @@ def test_a_refusal_is_one_sentence(cluster, account, arguments, status, words):
     done = cluster.labda(*arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert words in done.stderr
+    assert " at frontend-" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
