@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     if options.action == "create":
         made = asyncio.run(create(state, options.name, options.id or "", options.concurrency))
         text = f"account    {made['name']} ({made['id']}), {_concurrency(made)}\n"
-        _print(options, made, text + f"its keys   labda key create --account {made['name']}\n")
+        _print(options, made, text + f"its keys   labda key create --account {made['name']}{state.words}\n")
     else:
         found = asyncio.run(collect(state))
         _print(options, found, render(found))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labda import given
+from labda import given, package
 from labda.cluster import shape
 from labda.console import Console
 from labda.refusal import Refusal, Status
@@ -63,13 +63,14 @@ def _up(options: argparse.Namespace) -> int:
     from labda.commands import env  # noqa: PLC0415
     from labda.commands.deploy import demonstrate  # noqa: PLC0415
 
+    for path in options.deploy:     # before anything is built
+        package.read(path)
     console, topology = Console(), chosen(options)
     state: ContainerState = options.state
     Cluster(state, console, shape.read(topology)).up(topology, build=not options.no_build)
     for path in options.deploy:
         demonstrate(state, path, console)
-    where = "" if state.root == state.default else f" --state {state.root}"
-    console.line("use it", f'eval "$(labda env --target compose{where})"; aws lambda list-functions')
+    console.line("use it", f'eval "$(labda env{state.words})"; aws lambda list-functions')
     if options.env:
         env.run(options)
     return Status.OK

@@ -72,7 +72,7 @@ def demonstrate(state: State, path: Path, console: Console) -> None:
             answer = api.invoke(name, b"{}", explain=True)
             console.line("invoked", f"{name} -> {_shown(answer)}   {describe(answer)}")
             if "x-amz-function-error" in answer.headers:
-                raise Refusal(f"{name} failed: `labda logs {name}` shows what it logged")
+                raise Refusal(f"{name} failed: `labda logs {name}{state.words}` shows what it logged")
     finally:
         api.close()
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labda import endpoint, given
+from labda import endpoint, given, package
 from labda.console import ENDS, Console
 from labda.refusal import Refusal, Status
 from labda.state import State
@@ -50,12 +50,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _scale(text: str) -> float:
-    """A share like 0.001 or 1/3600. Raises ValueError, which argparse turns into its sentence."""
-    above, _, below = text.partition("/")
-    scale = float(above) / float(below or 1)
+    """A share like 0.001 or 1/3600. Raises Refusal."""
     from placement.config import FleetConfig  # noqa: PLC0415 - certificates, which no other command needs this early
 
-    FleetConfig(time_scale=scale)
+    above, _, below = text.partition("/")
+    try:
+        scale = float(above) / float(below or 1)
+        FleetConfig(time_scale=scale)
+    except (ValueError, ZeroDivisionError) as error:
+        raise Refusal(
+            f"--time-scale is {text!r}, it must be a share above 0 and at most 1, such as 0.001 or 1/3600", Status.USAGE
+        ) from error
     return scale
 
 
@@ -70,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         raise Refusal(f"--{error}", Status.USAGE) from error
     endpoint.parse(options.listen)
     changes = parse_changes(options.set)
+    look_first(state, options)
     if options.detach:
         return _detach(state, options)
     from chassis import process  # noqa: PLC0415 - as below
@@ -78,12 +84,23 @@ def run(options: argparse.Namespace) -> int:
 
     doctor.require(options.runtimes, state.root)
     mirror = os.fdopen(options.report_fd, "w") if options.report_fd >= 0 else None
-    supervisor.supervise(state, supervisor.Options(
+    served = supervisor.supervise(state, supervisor.Options(
         topology=topology, listen=options.listen, runtimes=options.runtimes.resolve(), deploy=tuple(options.deploy),
         check=options.check, trace=options.trace, changes=changes, time_scale=options.time_scale,
         record=options.record.resolve() if options.record else None, breakable=options.breakable,
     ), Console(mirror=mirror))
-    return process.leave(Status.OK)
+    return process.leave(Status.OK if served else Status.INTERRUPTED)
+
+
+def look_first(state: State, options: argparse.Namespace) -> None:
+    """Refuses what can be known to fail before anything is made or started. Raises Refusal."""
+    for path in options.deploy:
+        package.read(path)
+    if not state.root.exists():     # else a cluster that was killed may have the port still: it is ended first
+        from labda.commands import doctor  # noqa: PLC0415 - looks at the host
+
+        doctor.require(options.runtimes, state.root)
+        endpoint.reserve(options.listen).close()
 
 
 def parse_changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -132,7 +149,7 @@ def _detach(state: State, options: argparse.Namespace) -> int:
         with os.fdopen(reader) as lines:
             for line in lines:
                 serves = serves or line.startswith(ENDS)
-                _say(line.replace(ENDS, "labda down ends everything"))
+                _say(line.replace(ENDS, f"labda down{state.words} ends everything"))
     except KeyboardInterrupt:
         process.terminate()
         process.wait()

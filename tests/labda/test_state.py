@@ -13,11 +13,14 @@ import pytest
 from labda import endpoint
 from labda.__main__ import COMMANDS, main
 from labda.api import Answer
+from labda.commands import invoke, logs
 from labda.console import Console
 from labda.phases import describe, parse
 from labda.refusal import Refusal
 from labda.state import State
+from labda.target import COMPOSE, EMBEDDED, state_of
 from labda.topology import Topology
+from protos import worker_pb2
 from storage.sqlite_file import METADATA_FILE, SCHEMA_VERSION, prepare
 
 
@@ -159,6 +162,68 @@ def test_every_command_explains_itself(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     assert COMMANDS[command].split(" ")[-1] in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["env"], ["deploy", "."], ["up"], ["down"], ["key", "list"]], ids=" ".join
+)
+@pytest.mark.parametrize("below", ["", "/further"])
+def test_a_state_directory_that_is_a_file_is_refused(words, below, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([*words, "--state", f"{tmp_path}/file{below}"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"{tmp_path}/file is a file: name a folder with --state\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("scale", ["1/0", "0", "-1", "nan", "1.5", "inf", "x", "1/2/3", ""])
+def test_a_time_scale_out_of_its_range_is_told_the_range(scale, tmp_path, capsys):
+    assert main(["up", f"--time-scale={scale}", "--state", str(tmp_path / "s")]) == 2
+    said = capsys.readouterr().err
+    assert f"--time-scale is {scale!r}, it must be a share above 0 and at most 1" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["", "detached"])
+def test_what_up_is_to_deploy_is_read_before_anything_is_made(detach, tmp_path, capsys):
+    assert main(["up", *detach, "--deploy", f"{tmp_path}/none", "--state", f"{tmp_path}/s"]) == 2
+    assert f"{tmp_path}/none does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root the host is refused first")
+@pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["", "detached"])
+def test_a_port_in_use_is_told_before_anything_is_made(detach, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = ["up", *detach, "--listen", f"127.0.0.1:{server.getsockname()[1]}", "--state", f"{tmp_path}/s"]
+        assert main(words) == 1
+    assert "can't listen on" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_that_is_not_there_is_told_before_anything_is_made(tmp_path, capsys):
+    assert main(["restore", f"{tmp_path}/none", "--state", f"{tmp_path}/s"]) == 2
+    assert f"{tmp_path}/none does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hint_means_the_cluster_that_it_is_about(tmp_path):
+    assert state_of(EMBEDDED, None).words == state_of(EMBEDDED, state_of(EMBEDDED, None).root).words == ""
+    assert state_of(COMPOSE, None).words == " --target compose"
+    assert state_of(EMBEDDED, tmp_path / "a b").words == f" --state '{tmp_path}/a b'"
+    assert state_of(COMPOSE, tmp_path).words == f" --target compose --state {tmp_path}"
+
+
+@pytest.mark.parametrize("payload", [b"[" * 3000 + b"]" * 3000, b"1" * 5000], ids=["deep", "long"])
+def test_what_is_json_is_the_apis_to_judge_whatever_this_reader_can_take(payload, tmp_path):
+    (tmp_path / "payload.json").write_bytes(payload)
+    assert invoke.read_payload(f"@{tmp_path}/payload.json") == payload
+
+
+def test_a_logs_carriage_returns_are_ends_of_lines(capsys):
+    """Runtimes join the lines of one record by them, tracebacks above all."""
+    logs._print(worker_pb2.LogLines.Line(message="Traceback:\r  File\r\nKeyError"))
+    assert capsys.readouterr().out == "Traceback:\n  File\nKeyError\n"
 
 
 def test_a_payload_that_is_no_json_is_refused_before_it_is_sent(tmp_path, capsys):
