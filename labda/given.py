@@ -24,3 +24,10 @@ def path(what: str) -> Callable[[str], Path]:
     """Likewise: an empty path would be the current folder."""
     checked = name(what)
     return lambda text: Path(checked(text))
+
+
+def file(path: Path, what: str) -> None:
+    """Raises Refusal unless a file is there; ``what`` it is to be, in words."""
+    if not path.is_file():
+        why = "is no file" if path.exists() else "does not exist"
+        raise Refusal(f"{path} {why}: name {what}", Status.USAGE)

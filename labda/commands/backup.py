@@ -28,6 +28,9 @@ def run(options: argparse.Namespace) -> int:
     state: State = options.state
     state.credentials()     # or there is no cluster to be saved
     began = time.monotonic()
+    if options.file.is_dir() or not options.file.parent.is_dir():
+        why = "is a folder" if options.file.is_dir() else f"can't be there: {options.file.parent} is no folder"
+        raise Refusal(f"{options.file} {why}: name a file that can be written", Status.USAGE)
 
     async def work() -> Summary:
         stores = state.stores()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from labda import given
 from labda.chaos.figures import figures, render
 from labda.chaos.hands import Hands
-from labda.chaos.history import is_recorded, is_trace, read
+from labda.chaos.history import is_recorded, is_trace, read, why
 from labda.chaos.judge import Judged, judge
 from labda.chaos.load import LoadConfig
 from labda.chaos.scenarios import SCENARIOS, Scenario
@@ -171,6 +171,8 @@ def _runtime(there: list[str]) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
+    for path in options.files:
+        given.file(path, "a history of `labda chaos run` or `labda up --record`, or traces")
     if is_trace(options.files[0]):
         return _check_traces(options)
     if is_recorded(options.files[0]):
@@ -203,7 +205,7 @@ def _tell_invariants(options: argparse.Namespace, what: str, judge_them: "Callab
     try:
         found = judge_them()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"these are not all {what}: {error!r}") from error
+        raise Refusal(f"these are not all {what}: {why(error)}") from error
     verdict = "fail" if found.violations else "pass"
     if options.json:
         violations = [

@@ -27,9 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     state: State = options.state
     began = time.monotonic()
-    if not options.file.is_file():      # before the state directory is made
-        what = "is no file" if options.file.exists() else "does not exist"
-        raise Refusal(f"{options.file} {what}: name what `labda backup` wrote", Status.USAGE)
+    given.file(options.file, "what `labda backup` wrote")   # before the state directory is made
     with state.stores_to_itself():
         try:
             restored = asyncio.run(_restore(options))

@@ -16,7 +16,7 @@ from labda.api import Answer
 from labda.commands import invoke, logs
 from labda.console import Console
 from labda.phases import describe, parse
-from labda.refusal import Refusal
+from labda.refusal import Refusal, Status
 from labda.state import State
 from labda.target import COMPOSE, EMBEDDED, state_of
 from labda.topology import Topology
@@ -102,6 +102,46 @@ def test_a_port_in_use_names_its_process():
         frontend.listen()
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass  # the held socket doesn't listen: every connection reaches the frontend
+
+
+def test_a_port_that_another_cluster_has_names_that_cluster(tmp_path):
+    """Its frontends are processes like any other, but nobody ends one of them."""
+    root = tmp_path / "a b"
+    (root / "config").mkdir(parents=True)
+    (root / "processes.json").write_text("[]")
+    program = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+        "time.sleep(600)"
+    )
+    frontend = subprocess.Popen(
+        [sys.executable, "-c", program, "--config", str(root / "config" / "frontend-az1-1.toml")],
+        stdout=subprocess.PIPE, text=True,
+    )
+    try:
+        assert frontend.stdout is not None
+        port = frontend.stdout.readline().strip()
+        with pytest.raises(Refusal) as refused:
+            endpoint.reserve(f"127.0.0.1:{port}")
+    finally:
+        frontend.kill()
+        frontend.communicate()
+    assert refused.value.message == (
+        f"can't listen on 127.0.0.1:{port} (address already in use, by the cluster in {root}): end it with "
+        f"`labda down --state '{root}'`, or choose another address with --listen"
+    )
+
+
+@pytest.mark.parametrize(("listen", "said"), [
+    ("192.0.2.1:9000", "--listen names 192.0.2.1, which is no address of this host: name one"),
+    ("no host:9000", "--listen names no host, which can't be found ("),
+    ("a..b:9000", "--listen names a..b, which can't be found ("),
+])
+def test_an_address_that_is_not_this_hosts_is_nobodys_to_end(listen, said):
+    with pytest.raises(Refusal) as refused:
+        endpoint.reserve(listen)
+    assert refused.value.message.startswith(said)
+    assert "Errno" not in refused.value.message
+    assert refused.value.status is Status.USAGE
 
 
 @pytest.mark.parametrize(
@@ -205,6 +245,38 @@ def test_a_backup_that_is_not_there_is_told_before_anything_is_made(tmp_path, ca
     assert main(["restore", f"{tmp_path}/none", "--state", f"{tmp_path}/s"]) == 2
     assert f"{tmp_path}/none does not exist" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["chaos", "check", "{}/none"], "{}/none does not exist: name a history"),
+    (["chaos", "check", "{}"], "{} is no file: name a history"),
+    (["deploy", "{}/none"], "{}/none does not exist: name a folder or a zip archive"),
+    (["invoke", "f", "--payload", "@{}/none"], "can't read the payload from {}/none (No such file or directory)"),
+    (["backup", "{}/none/file"], "{}/none/file can't be there: {}/none is no folder"),
+    (["backup", "{}"], "{} is a folder: name a file"), (["restore", "{}"], "{} is no file: name what"),
+], ids=lambda case: " ".join(case) if isinstance(case, list) else "")
+def test_a_file_that_is_not_there_is_the_command_lines_fault(words, said, tmp_path, capsys):
+    state = State(tmp_path / "s")
+    with state.stores_to_itself():      # what looks for a cluster finds one
+        state.write("root.json", {"account": "0", "access_key_id": "a", "secret_access_key": "b"})
+        state.write("cluster.json", {"endpoint": "http://127.0.0.1:1", "region": "us-east-1"})
+        assert main([*(word.replace("{}", str(tmp_path)) for word in words), "--state", str(state.root)]) == 2
+    told = capsys.readouterr().err
+    assert said.replace("{}", str(tmp_path)) in told
+    assert told.count("\n") == 1
+    assert "Errno" not in told
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('{"a": 1}\n', "line 1 is no record of a run (it has no 'type')"), ("[]\n", "line 1 is no record of a run ("),
+    ('{"node": "x"}\n', "these are not all traces of processes: it has no 'at'"), ("\xff\n", "is no record of a run"),
+])
+def test_a_file_that_is_no_history_is_told_what_it_lacks(text, said, tmp_path, capsys):
+    (tmp_path / "file").write_text(text)
+    assert main(["chaos", "check", str(tmp_path / "file")]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Error(" not in told
 
 
 def test_a_hint_means_the_cluster_that_it_is_about(tmp_path):
