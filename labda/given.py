@@ -28,6 +28,10 @@ def path(what: str) -> Callable[[str], Path]:
 
 def file(path: Path, what: str) -> None:
     """Raises Refusal unless a file is there; ``what`` it is to be, in words."""
-    if not path.is_file():
+    try:
+        if path.is_file():
+            return
         why = "is no file" if path.exists() else "does not exist"
-        raise Refusal(f"{path} {why}: name {what}", Status.USAGE)
+    except OSError as error:    # a folder on the way that isn't ours to search
+        why = f"can't be read ({error.strerror})"
+    raise Refusal(f"{path} {why}: name {what}", Status.USAGE)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -28,9 +29,10 @@ def run(options: argparse.Namespace) -> int:
     state: State = options.state
     state.credentials()     # or there is no cluster to be saved
     began = time.monotonic()
-    if options.file.is_dir() or not options.file.parent.is_dir():
-        why = "is a folder" if options.file.is_dir() else f"can't be there: {options.file.parent} is no folder"
-        raise Refusal(f"{options.file} {why}: name a file that can be written", Status.USAGE)
+    with contextlib.suppress(OSError):      # who may not look is told so by whoever writes it
+        if options.file.is_dir() or not options.file.parent.is_dir():
+            why = "is a folder" if options.file.is_dir() else f"can't be there: {options.file.parent} is no folder"
+            raise Refusal(f"{options.file} {why}: name a file that can be written", Status.USAGE)
 
     async def work() -> Summary:
         stores = state.stores()

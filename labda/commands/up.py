@@ -96,7 +96,7 @@ def look_first(state: State, options: argparse.Namespace) -> None:
     """Refuses what can be known to fail before anything is made or started. Raises Refusal."""
     for path in options.deploy:
         package.read(path)
-    if not state.root.exists():     # else a cluster that was killed may have the port still: it is ended first
+    if not os.access(state.root, os.F_OK):  # else a cluster that was killed may have the port still: it is ended first
         from labda.commands import doctor  # noqa: PLC0415 - looks at the host
 
         doctor.require(options.runtimes, state.root)
