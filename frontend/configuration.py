@@ -15,6 +15,7 @@ from frontend.functions import Configuration
 from frontend.identifiers import NAME_CHARACTERS_MAX
 
 ENVIRONMENT_BYTES_MAX = 4096
+VARIABLE_CHARACTERS_MAX = 256   # of a name, as sandboxes take it
 
 # Set by the platform and not for customers to set (section 4.3; AWS_ACCESS_KEY as well).
 RESERVED_VARIABLES = frozenset({
@@ -57,6 +58,8 @@ def configuration_changes(
 ) -> dict[str, Any]:
     """The fields that a request sets; what it leaves out stays (section 8.5). Raises ApiError."""
     changes = {ours: request[theirs] for theirs, ours in _PLAIN.items() if theirs in request}
+    if "\0" in changes.get("handler", ""):
+        raise _unreachable("handler", "Handler")
     if "runtime" in changes:
         check_runtime(changes["runtime"], model, runtimes)
     if "EphemeralStorage" in request:
@@ -95,7 +98,7 @@ def check_runtime(runtime: str, model: Model, runtimes: frozenset[str]) -> None:
 
 
 def check_environment(variables: Mapping[str, str]) -> None:
-    """Raise ApiError for reserved names and for more than 4,096 bytes."""
+    """Raise ApiError for reserved names, for more than 4,096 bytes, and for what no process can be given."""
     reserved = [name for name in variables if name in RESERVED_VARIABLES]
     if reserved:
         raise invalid_parameter(
@@ -103,6 +106,15 @@ def check_environment(variables: Mapping[str, str]) -> None:
             "provided contains reserved keys that are currently not supported for modification. Reserved keys used in "
             f"this request: {', '.join(reserved)}"
         )
+    for name, text in variables.items():
+        if "\0" in text:
+            raise _unreachable(f"environment variable {name}", f"Environment.Variables.{name}")
+        if len(name) > VARIABLE_CHARACTERS_MAX:
+            raise invalid_parameter(
+                f"The environment variable {name[:40]}... has a name of {len(name)} characters, "
+                f"{VARIABLE_CHARACTERS_MAX} at most are possible.",
+                detail={"field": "Environment.Variables", "limit": VARIABLE_CHARACTERS_MAX, "value": len(name)},
+            )
     measured = json.dumps(dict(variables), separators=(",", ":"), ensure_ascii=False)
     size = len(measured.encode("utf-8", "surrogatepass"))
     if size > ENVIRONMENT_BYTES_MAX:
@@ -111,6 +123,14 @@ def check_environment(variables: Mapping[str, str]) -> None:
             f"provided exceeded the 4KB limit. String measured: {measured}",
             detail={"limit_bytes": ENVIRONMENT_BYTES_MAX, "measured_bytes": size},
         )
+
+
+def _unreachable(what: str, field: str) -> ApiError:
+    """A process is started with texts that end at the first NUL."""
+    return invalid_parameter(
+        f"The {what} has a NUL character, which a process can't be given.",
+        detail={"field": field, "remedy": "Leave it out, or encode the value, in base64 for instance."},
+    )
 
 
 def check_new_name(text: str, name: str, qualifier: str | None) -> None:

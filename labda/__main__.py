@@ -9,9 +9,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from chassis.faults import Fault
+from labda import given
 from labda.refusal import Refusal, Status
 from labda.target import COMPOSE, EMBEDDED, TARGETS, state_of
 from labda.version import VERSION
@@ -70,7 +70,7 @@ def _run(argv: Sequence[str]) -> int:
         if name == wanted:
             importlib.import_module(f"labda.commands.{name}").arguments(command)
         command.add_argument(
-            "--state", type=Path, metavar="DIR",
+            "--state", type=given.path("--state"), metavar="DIR",
             help=f"state directory of the cluster (default: {_default_state(name)})",
         )
         if name not in ALWAYS:

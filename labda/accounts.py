@@ -112,7 +112,7 @@ class Accounts:
             try:
                 return await self._call(node, method, request)
             except Fault as fault:
-                why = fault.message.removeprefix(f"{method.name} at {node.address}: ")
+                why = fault.message.removeprefix(f"{method.name} at {node.node} at {node.address}: ")
                 if not fault.definite:
                     raise Refusal(f"whether it was done isn't known ({why}): look before you try again") from fault
                 if fault.code not in _ELSEWHERE:

@@ -27,6 +27,7 @@ LIST_S = 3.0                # a frontend that stands still accepts connections a
 SETTLE_S = 60.0             # how long a deployment may take
 POLL_S = 0.05
 ROLE_NAME = "labda"
+_NO_REVISION = "none"       # revisions are UUIDs
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Code:
-    """What ``labda deploy`` sends."""
+    """What ``labda deploy`` sends. None keeps what a function has; a new one needs runtime and handler."""
 
     name: str
-    runtime: str
-    handler: str
+    runtime: str | None
+    handler: str | None
     memory_mb: int | None
     timeout_s: int | None
     archive: bytes
@@ -98,12 +99,14 @@ class Api:
                 return
 
     def deploy(self, code: Code, on_progress: Callable[[str], None]) -> dict[str, Any]:
-        """Creates the function, or updates what differs; returns once it serves. Raises Refusal."""
-        settings: dict[str, Any] = {"Runtime": code.runtime, "Handler": code.handler}
-        if code.memory_mb is not None:
-            settings["MemorySize"] = code.memory_mb
-        if code.timeout_s is not None:
-            settings["Timeout"] = code.timeout_s
+        """Creates the function, or updates what differs; returns once it serves.
+
+        Raises Refusal; what the API refuses has changed nothing.
+        """
+        wanted = {
+            "Runtime": code.runtime, "Handler": code.handler, "MemorySize": code.memory_mb, "Timeout": code.timeout_s,
+        }
+        settings = {key: value for key, value in wanted.items() if value is not None}
         archive = base64.b64encode(code.archive).decode()
         found = self.function(code.name)
         if found is None:
@@ -114,15 +117,29 @@ class Api:
             }))
             return self._settled(code.name)
         place = f"{FUNCTIONS}/{quote(code.name, safe='')}"
-        if any(found.get(key) != value for key, value in settings.items()):
-            on_progress(f"{code.name}: updating its configuration")
-            self._checked(self._send("PUT", f"{place}/configuration", body=settings))
-            found = self._settled(code.name)
-        if found["CodeSha256"] != base64.b64encode(hashlib.sha256(code.archive).digest()).decode():
+        changes = {key: value for key, value in settings.items() if found.get(key) != value}
+        renewed = found["CodeSha256"] != base64.b64encode(hashlib.sha256(code.archive).digest()).decode()
+        if changes and renewed:
+            self._checked(self._send("PUT", f"{place}/code", body={"ZipFile": archive, "DryRun": True}))
+            self._judge(code.name, changes)
+        if renewed:     # first: a handler that is named before its code is there fails every invoke in between
             on_progress(f"{code.name}: updating its code, {len(code.archive):,} bytes")
             self._checked(self._send("PUT", f"{place}/code", body={"ZipFile": archive}))
             found = self._settled(code.name)
+        if changes:
+            on_progress(f"{code.name}: updating its configuration")
+            self._checked(self.configure(code.name, changes))
+            found = self._settled(code.name)
         return found
+
+    def _judge(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Raises Refusal for a configuration that would be refused. The operation has no DryRun of its own.
+
+        A revision that no function has is refused last, so that nothing is done.
+        """
+        answer = self.configure(name, {**changes, "RevisionId": _NO_REVISION})
+        if answer.headers.get("x-amzn-errortype") != "PreconditionFailedException":
+            self._checked(answer)
 
     def configure(self, name: str, settings: Mapping[str, Any]) -> Answer:
         """Changes its configuration; whatever the answer is, it is returned."""

@@ -3,6 +3,7 @@
 Owns the form of the output. Without a terminal there are plain lines only, and nothing is ever rewritten.
 """
 
+import contextlib
 import shutil
 import sys
 from typing import TextIO
@@ -32,8 +33,11 @@ class Console:
         self._stream.write(line + "\n")
         self._stream.flush()
         if self._mirror is not None:
-            self._mirror.write(line + "\n")
-            self._mirror.flush()
+            try:
+                self._mirror.write(line + "\n")
+                self._mirror.flush()
+            except BrokenPipeError:     # who started the cluster has gone; the cluster goes on
+                self.release()
 
     def live(self, text: str) -> None:
         """Replaces the live line; nothing without a terminal."""
@@ -47,7 +51,8 @@ class Console:
     def release(self) -> None:
         """The mirror has seen enough."""
         if self._mirror is not None:
-            self._mirror.close()
+            with contextlib.suppress(BrokenPipeError):  # closing tries to write what couldn't be written
+                self._mirror.close()
             self._mirror = None
 
     def _clear(self) -> None:

@@ -6,9 +6,11 @@ endpoint is HTTPS.
 """
 
 import contextlib
+import errno
 import fcntl
 import ipaddress
 import os
+import shlex
 import socket
 import struct
 from pathlib import Path
@@ -38,8 +40,10 @@ def reserve(text: str) -> socket.socket:
     host, port = parse(text)
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise Refusal(f"--listen names {host}, which is no address of this host ({error})", Status.USAGE) from error
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Refusal(f"--listen names {host}, which can't be found ({why}): name an address of this host",
+                      Status.USAGE) from error
     with socket.socket(family, kind) as probe:  # without SO_REUSEPORT: an endpoint is not shared by accident
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _bind(probe, address, text)
@@ -91,16 +95,21 @@ def _bind(holder: socket.socket, address: object, text: str) -> None:
         raise Refusal(f"{text} needs root ({error.strerror}): run as root, or choose a port above 1023",
                       Status.HOST) from error
     except OSError as error:
-        port = parse(text)[1]
-        user = user_of(port)
+        if error.errno == errno.EADDRNOTAVAIL:
+            host = parse(text)[0]
+            raise Refusal(
+                f"--listen names {host}, which is no address of this host: name one that `ip address` shows, or "
+                "0.0.0.0 for all of them", Status.USAGE,
+            ) from error
+        user, remedy = user_of(parse(text)[1])
         raise Refusal(
             f"can't listen on {text} ({error.strerror.lower() if error.strerror else error}"
-            f"{', by ' + user if user else ''}): end it, or choose another address with --listen"
+            f"{', by ' + user if user else ''}): {remedy}, or choose another address with --listen"
         ) from error
 
 
-def user_of(port: int) -> str:
-    """The process that listens on a TCP port, as ``name (pid N)``; empty where it can't be known."""
+def user_of(port: int) -> tuple[str, str]:
+    """Who listens on a TCP port, as ``name (pid N)``, and what ends it; an empty name where it can't be known."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
@@ -114,5 +123,15 @@ def user_of(port: int) -> str:
                 for descriptor in (entry / "fd").iterdir():
                     with contextlib.suppress(OSError):
                         if os.readlink(descriptor) in inodes:  # noqa: PTH115 - a descriptor's name is no path
-                            return f"{(entry / 'comm').read_text().strip()} (pid {entry.name})"
-    return ""
+                            return _named(entry)
+    return "", "end who has it"
+
+
+def _named(process: Path) -> tuple[str, str]:
+    """A frontend of an embedded cluster was told its config's place, which is in the state directory."""
+    words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    config = Path(words[words.index("--config") + 1]) if "--config" in words[:-1] else Path()
+    root = config.parent.parent
+    if config.parent.name == "config" and (root / "processes.json").exists():
+        return f"the cluster in {root}", f"end it with `labda down --state {shlex.quote(str(root))}`"
+    return f"{(process / 'comm').read_text().strip()} (pid {process.name})", "end it"

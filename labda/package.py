@@ -5,9 +5,11 @@ deploying it twice changes nothing.
 """
 
 import io
+import lzma
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,40 +18,53 @@ from labda.refusal import Refusal, Status
 
 SKIPPED = frozenset({"__pycache__", ".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"})
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+# Of one file: encrypted (RuntimeError), of an unknown method, corrupt, gone. What is wrong with it, says the API.
+_UNREADABLE = (RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 _HANDLERS = (("lambda_function.py", "lambda_handler"), ("app.py", "handler"), ("main.py", "handler"))
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """``suggested_*`` are empty where nothing can be guessed."""
+    """``archive`` is what is sent: of a folder the zip of it, of an archive its bytes, whatever they hold."""
 
+    path: Path
     name: str
     archive: bytes
-    suggested_handler: str
     needs_bootstrap: bool   # has an executable `bootstrap`: for provided.* runtimes
 
 
 def read(path: Path) -> Package:
     """Raises Refusal when there is nothing to deploy."""
-    if path.is_dir():
-        files = dict(_files(path))
-        if not files:
-            raise Refusal(f"{path} holds no file: name the folder with the function's code", Status.USAGE)
-        return Package(
-            function_name(path.resolve().name), _zip(files), _handler(files, lambda name: files[name].read_bytes()),
-            "bootstrap" in files,
-        )
-    if not path.exists():
-        raise Refusal(f"{path} does not exist: name a folder or a zip archive", Status.USAGE)
-    data = path.read_bytes()
+    try:
+        if path.is_dir():
+            return _of_folder(path)
+        if path.is_file():
+            return _of_archive(path, path.read_bytes())
+        what = "is neither a folder nor a file" if path.exists() else "does not exist"
+    except OSError as error:
+        raise Refusal(
+            f"{error.filename or path} can't be read ({error.strerror or error}): labda needs the right to read it",
+            Status.USAGE,
+        ) from error
+    raise Refusal(f"{path} {what}: name a folder or a zip archive", Status.USAGE)
+
+
+def _of_folder(path: Path) -> Package:
+    files = dict(_files(path))
+    if not files:
+        raise Refusal(f"{path} holds no file: name the folder with the function's code", Status.USAGE)
+    return Package(path, function_name(path.resolve().name), _zip(files), "bootstrap" in files)
+
+
+def _of_archive(path: Path, data: bytes) -> Package:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = set(archive.namelist())
-            return Package(
-                function_name(path.stem), data, _handler(names, archive.read), "bootstrap" in names
-            )
+            names = archive.namelist()
     except zipfile.BadZipFile as error:
         raise Refusal(f"{path} is neither a folder nor a zip archive ({error})", Status.USAGE) from error
+    if all(name.endswith("/") for name in names):
+        raise Refusal(f"{path} is an archive without any file: name one with the function's code", Status.USAGE)
+    return Package(path, function_name(path.stem), data, "bootstrap" in names)
 
 
 def function_name(text: str) -> str:
@@ -70,13 +85,24 @@ def choose_runtime(package: Package, runtimes: Iterable[str], own: str) -> str:
 
 
 def choose_handler(package: Package) -> str:
-    if package.suggested_handler:
-        return package.suggested_handler
+    """Reads the code. Raises Refusal where nothing can be guessed."""
+    remedy = "name it with --handler MODULE.FUNCTION"
+    try:
+        if package.path.is_dir():
+            files = dict(_files(package.path))
+            found = _handler(files, lambda name: files[name].read_bytes())
+        else:
+            with zipfile.ZipFile(io.BytesIO(package.archive)) as archive:
+                found = _handler(archive.namelist(), archive.read)
+    except _UNREADABLE as error:
+        raise Refusal(f"can't tell the handler of {package.name} ({error}): {remedy}", Status.USAGE) from error
+    if found:
+        return found
     if package.needs_bootstrap:
         return "bootstrap"
     raise Refusal(
-        f"can't tell the handler of {package.name} (no {', no '.join(f'{m}:{f}' for m, f in _HANDLERS)}): "
-        "name it with --handler MODULE.FUNCTION", Status.USAGE,
+        f"can't tell the handler of {package.name} (no {', no '.join(f'{m}:{f}' for m, f in _HANDLERS)}): {remedy}",
+        Status.USAGE,
     )
 
 

@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,12 @@ class State:
     @property
     def default(self) -> Path:
         return default_state()
+
+    @property
+    def words(self) -> str:
+        """What makes a command mean this cluster, with a blank in front; empty for the default one."""
+        target = "" if self.target == "embedded" else f" --target {self.target}"
+        return target + ("" if self.root == self.default else f" --state {shlex.quote(str(self.root))}")
 
     @property
     def name(self) -> str:

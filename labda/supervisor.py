@@ -68,9 +68,10 @@ class Supervisor:
         self._control = Control(state, self._children, drain_s=DRAIN_S)
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
+        self._hurried: list[str] = []   # who still ran when the end was asked for twice
         self._hurry = False
         self._draining = False
-        self._serving = False
+        self.served = False         # it came to serve, even if it ended since
 
     async def run(self) -> None:
         """Until SIGINT, SIGTERM, or SIGHUP of a terminal that closes.
@@ -158,7 +159,7 @@ class Supervisor:
                 "version": VERSION, "time_scale": plan.time_scale, "breakable": self._options.breakable,
             })
             await self._control.start()
-            self._serving = True
+            self.served = True
             topology = self._options.topology
             self._console.line(
                 f"labda {VERSION}", f"{_count(topology.azs, 'AZ')}, "
@@ -166,9 +167,8 @@ class Supervisor:
                 f"ready in {time.monotonic() - began:.1f} s",
             )
             await self._deploy()
-            state = "" if self._state.root == self._state.default else f" --state {self._state.root}"
             labda, aws = _reachable("labda"), _reachable("aws")
-            self._console.line("use it", f'eval "$({labda} env{state})"; {aws} lambda list-functions')
+            self._console.line("use it", f'eval "$({labda} env{self._state.words})"; {aws} lambda list-functions')
             self._console.plain("^C ends everything" if self._console.terminal else ENDS)
             self._console.release()
             async for _ in self._ticks():
@@ -255,7 +255,7 @@ class Supervisor:
         self._changed.set()
         if not self._draining:
             self._remember(identify(self._children.pids()))
-        if self._serving and not self._draining:
+        if self.served and not self._draining:
             if child.process is None:
                 self._console.line("ended", f"{child.name} ({child.ended})")
             else:
@@ -271,7 +271,9 @@ class Supervisor:
     def _on_signal(self) -> None:
         if self._stop.is_set():
             self._hurry = True  # asked twice: whoever still drains is killed
-            for child in self._children.by_name.values():
+            alive = [child for child in self._children.by_name.values() if child.process is not None]
+            self._hurried = self._hurried or [child.name for child in alive]
+            for child in alive:
                 self._children.kill(child)
         self._stop.set()
         self._changed.set()
@@ -286,13 +288,16 @@ class Supervisor:
         for service in DRAIN_ORDER:
             names = [name for name in self._members if self._of(name, service)]
             self._console.live(f"ending     {service}")
-            killed += await self._children.stop(names, grace_s=0.0 if self._hurry else DRAIN_S)
+            late = await self._children.stop(names, grace_s=0.0 if self._hurry else DRAIN_S)
+            killed += [name for name in late if name not in self._hurried]
         await self._children.stop_orphans()
         leftovers.sweep(self._state)
         self._remember([])
         await asyncio.to_thread(leftovers.move_back, self._state)
         for name in killed:
             self._console.line("killed", f"{name} did not end within {DRAIN_S:.0f} s (log: {self._state.log(name)})")
+        if self._hurried:
+            self._console.line("killed", f"{', '.join(self._hurried)}: the end was asked for twice")
         self._console.line("ended", f"{_count(len(self._members), 'process')}", f"in {time.monotonic() - began:.1f} s")
 
     def _end_leftovers(self) -> None:
@@ -348,11 +353,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def supervise(state: State, options: Options, console: Console) -> None:
-    """Blocks until the cluster was ended. Raises Refusal."""
+def supervise(state: State, options: Options, console: Console) -> bool:
+    """Blocks until the cluster was ended; whether it had come to serve before. Raises Refusal."""
     state.prepare()
     with state.lock():
-        asyncio.run(Supervisor(state, options, console).run())
+        supervisor = Supervisor(state, options, console)
+        asyncio.run(supervisor.run())
+        return supervisor.served
 
 
 def pids(state: State) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labda import endpoint
+from labda import endpoint, given
 from labda.refusal import Refusal, Status
 from labda.state import State, default_state
 
@@ -26,7 +26,8 @@ _REGION = "us-east-1"
 
 def also_here(action: argparse.ArgumentParser) -> None:
     """--state and --target behind a command's action as well, where people write them."""
-    action.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+    action.add_argument("--state", type=given.path("--state"), default=argparse.SUPPRESS, metavar="DIR",
+                        help=argparse.SUPPRESS)
     action.add_argument("--target", choices=TARGETS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
@@ -34,8 +35,18 @@ def state_of(target: str, root: Path | None) -> State:
     """``root`` None: the target's default, .labda or .labda-compose beside it."""
     if target == COMPOSE:
         root = root or default_state().with_name(f"{default_state().name}-compose")
-        return ContainerState(root.expanduser().resolve())
-    return State((root or default_state()).expanduser().resolve())
+        return ContainerState(_folder(root))
+    return State(_folder(root or default_state()))
+
+
+def _folder(root: Path) -> Path:
+    """A state directory may be missing; what is there of its path has to be folders. Raises Refusal."""
+    root = root.expanduser().resolve()
+    with contextlib.suppress(OSError):      # who may not look is told so by whoever opens it
+        there = next(path for path in (root, *root.parents) if path.exists())
+        if not there.is_dir():
+            raise Refusal(f"--state is {root}, but {there} is a file: name a folder with --state", Status.USAGE)
+    return root
 
 
 @dataclass(frozen=True, slots=True)

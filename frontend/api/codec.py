@@ -5,9 +5,10 @@ Owns the wire forms of every type at every location (reference section 1.1). Ref
 
 import base64
 import binascii
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
@@ -54,24 +55,37 @@ def parse(
     parsed: dict[str, Any] = {}
     document: dict[str, Any] | None = None
     for name, member in shape.members.items():
-        match member.location:
-            case "uri":
-                value: Any = _from_text(member.shape, labels[member.wire], "uri")
-            case "querystring":
-                value = _from_query(member, query)
-            case "header":
-                text = headers.get(member.wire.lower())
-                value = None if text is None else _from_text(member.shape, text, "header")
-            case _ if name == shape.payload:
-                value = _from_payload(member.shape, body)
-            case _:
-                if document is None:
-                    document = _document(body) if shape.payload is None else {}
-                value = from_json(member.shape, document.get(member.wire))
+        if document is None and member.location == "body":
+            document = _document(body) if shape.payload is None else {}
+        with _field(member.wire):
+            match member.location:
+                case "uri":
+                    value: Any = _from_text(member.shape, labels[member.wire], "uri")
+                case "querystring":
+                    value = _from_query(member, query)
+                case "header":
+                    text = headers.get(member.wire.lower())
+                    value = None if text is None else _from_text(member.shape, text, "header")
+                case _ if name == shape.payload:
+                    value = _from_payload(member.shape, body)
+                case _:
+                    value = from_json(member.shape, (document or {}).get(member.wire))
         if value is not None:
             parsed[name] = value
     check(shape, parsed)
     return parsed
+
+
+@contextlib.contextmanager
+def _field(name: str) -> Iterator[None]:
+    """What has a wrong type inside is told with the path to it: the message, AWS's own, names no field."""
+    try:
+        yield
+    except ApiError as error:
+        if error.code == "SerializationException":
+            within = error.detail["field"] if isinstance(error.detail, dict) else ""
+            error.detail = {"field": f"{name}.{within}" if within else name}
+        raise
 
 
 def _document(body: bytes) -> dict[str, Any]:
@@ -131,20 +145,17 @@ def from_json(shape: Shape, value: Any) -> Any:
     match shape.kind:
         case "structure":
             _expect(isinstance(value, dict), shape, value)
-            pairs = ((name, from_json(m.shape, value.get(m.wire))) for name, m in shape.members.items())
-            return {name: item for name, item in pairs if item is not None}
+            return _members(shape, value)
         case "list":
             _expect(isinstance(value, list), shape, value)
             assert shape.element is not None
             return [from_json(shape.element.shape, item) for item in value if item is not None]
         case "map":
             _expect(isinstance(value, dict), shape, value)
-            assert shape.element is not None
-            element = shape.element.shape
-            return {name: from_json(element, item) for name, item in value.items() if item is not None}
+            return _entries(shape, value)
         case "string":
             _expect(isinstance(value, str), shape, value)
-            return value
+            return _unicode(value)
         case "boolean":
             _expect(isinstance(value, bool), shape, value)
             return value
@@ -156,6 +167,36 @@ def from_json(shape: Shape, value: Any) -> Any:
         case _:
             _expect(isinstance(value, int | float) and not isinstance(value, bool), shape, value)
             return _number(shape, value)
+
+
+def _members(shape: Shape, value: dict[str, Any]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, member in shape.members.items():
+        if value.get(member.wire) is not None:
+            with _field(member.wire):
+                members[name] = from_json(member.shape, value[member.wire])
+    return members
+
+
+def _entries(shape: Shape, value: dict[str, Any]) -> dict[str, Any]:
+    assert shape.element is not None
+    entries: dict[str, Any] = {}
+    for name, item in value.items():
+        if item is not None:
+            with _field(_printable(name)):
+                entries[_unicode(name)] = from_json(shape.element.shape, item)
+    return entries
+
+
+def _unicode(text: str) -> str:
+    """JSON can escape one half of a surrogate pair: no character, and nothing that can be stored or answered."""
+    if not text.isascii() and text != _printable(text):
+        raise serialization("A string of the request has half a surrogate pair, which is no character")
+    return text
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _number(shape: Shape, value: float) -> float:

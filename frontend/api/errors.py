@@ -84,8 +84,8 @@ def unknown_operation(method: str, path: str) -> ApiError:
     return ApiError(
         "UnknownOperationException",
         404,
-        None,
-        detail=f"No operation of the Lambda API has the address {method} {path}.",
+        f"No operation of the Lambda API has the address {method} {path}",
+        detail={"remedy": "Give clients the endpoint's URL without a path: they add the operation's own."},
     )
 
 

@@ -206,8 +206,9 @@ async def update_function_configuration(services: Services, request: Request) ->
     target = mutable_target(services, request)
     refuse_unhonoured(request.operation, given, target.name)
     current = await existing(services, target)
-    _guard(current, given, target.unqualified_arn)
+    # Before the guards: what can't be right in any state is said whatever the state is.
     changes = configuration_changes(given, services.model, services.runtimes())
+    _guard(current, given, target.unqualified_arn)
 
     def how(record: FunctionRecord) -> FunctionRecord:
         _guard(record, given, target.unqualified_arn)

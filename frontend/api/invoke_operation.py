@@ -197,15 +197,24 @@ def _generic(
 
 
 def client_context(header: bytes) -> str:
-    """The decoded client context. Raises ApiError unless it is base64 of JSON of at most 3,583 bytes."""
+    """The decoded client context. Raises ApiError unless it is base64 of JSON of at most 3,583 bytes.
+
+    The limit is of the JSON (reference section 2.1: raw); base64 never has 3,583 bytes, which is no multiple of 4.
+    """
     try:
-        if len(header) > CLIENT_CONTEXT_BYTES_MAX:
+        decoded = base64.b64decode(header, validate=True)
+        if len(decoded) > CLIENT_CONTEXT_BYTES_MAX:
             raise ApiError(
                 "InvalidRequestContentException",
                 400,
-                f"Client context must be at most {CLIENT_CONTEXT_BYTES_MAX} bytes of base64, it has {len(header)}.",
+                f"Client context must be at most {CLIENT_CONTEXT_BYTES_MAX} bytes of JSON before it is encoded in "
+                f"base64, it has {len(decoded)}.",
+                detail={
+                    "field": "ClientContext", "limit_bytes": CLIENT_CONTEXT_BYTES_MAX, "value_bytes": len(decoded),
+                    "remedy": "Send the data in the payload.",
+                },
             )
-        text = base64.b64decode(header, validate=True).decode()
+        text = decoded.decode()
         json.loads(text)
     except (binascii.Error, ValueError, RecursionError):
         raise ApiError(

@@ -17,6 +17,7 @@ KEY = "registry/accounts"
 FORMAT = 1
 ACCOUNTS_MAX = 1000     # of 150 bytes each, in a record of at most 1 MiB
 ATTEMPTS_MAX = 20
+NAME_CHARACTERS_MAX = 63
 
 _ID = re.compile(r"\d{12}", re.ASCII)
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,62}", re.ASCII)
@@ -84,9 +85,14 @@ class AccountBook:
 def _check(account: Account) -> None:
     if not _ID.fullmatch(account.id):
         raise _invalid(f"an account's id has 12 digits, {account.id!r} has not")
+    if len(account.name) > NAME_CHARACTERS_MAX:
+        raise _invalid(
+            f"an account's name has {NAME_CHARACTERS_MAX} characters at most, the one that begins with "
+            f"{account.name[:20]!r} has {len(account.name)}: choose a shorter one"
+        )
     if not _NAME.fullmatch(account.name):
         raise _invalid(
-            f"{account.name[:80]!r} is no name for an account: 1 to 63 letters, digits, points, dashes and underscores "
+            f"{account.name!r} is no name for an account: 1 to 63 letters, digits, points, dashes and underscores "
             "are, beginning with a letter"
         )
 

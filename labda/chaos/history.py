@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from labda.refusal import Refusal
+from labda.refusal import Refusal, Status
 
 FORMAT = 1
 
@@ -266,7 +266,7 @@ def read(path: Path) -> list[Record]:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"can't read {path}: {error}") from error
+        raise Refusal(f"can't read {path}: {why(error)}", Status.USAGE) from error
     return list(_records(path, text.splitlines(), torn=not text.endswith("\n")))
 
 
@@ -295,8 +295,19 @@ def _records(path: Path, lines: list[str], *, torn: bool) -> Iterator[Record]:
         try:
             yield parse(text)
         except (ValueError, KeyError, TypeError) as error:
-            raise Refusal(f"{path}, line {number} is no record of a run ({error!r}): a history.ndjson of "
+            raise Refusal(f"{path}, line {number} is no record of a run ({why(error)}): a history.ndjson of "
                           "`labda chaos run` is needed") from error
+
+
+def why(error: Exception) -> str:
+    """What was wrong with a line, or a file, in words."""
+    match error:
+        case KeyError():
+            return f"it has no {error}"
+        case OSError():
+            return error.strerror or str(error)
+        case _:
+            return str(error)
 
 
 def of_type(records: Iterable[Record], kind: type[Kind]) -> list[Kind]:

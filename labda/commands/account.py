@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from labda import given
 from labda.accounts import Accounts
 from labda.refusal import Refusal, Status
 from labda.region import opened, wait
@@ -20,8 +21,9 @@ CONCURRENCY_MAX = 100_000
 def arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="create|list")
     create = actions.add_parser("create", help="a new account")
-    create.add_argument("name", help="letters, digits, points, dashes and underscores")
-    create.add_argument("--id", default="", metavar="DIGITS", help="12 digits (default: drawn)")
+    create.add_argument("name", type=given.name("NAME"), metavar="NAME",
+                        help="letters, digits, points, dashes and underscores")
+    create.add_argument("--id", type=given.name("--id"), metavar="DIGITS", help="12 digits (default: drawn)")
     create.add_argument("--concurrency", type=int, metavar="N", help="invocations at a time (default: 1000)")
     listing = actions.add_parser("list", help="all accounts")
     for action in (create, listing):
@@ -32,9 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     state: State = options.state
     if options.action == "create":
-        made = asyncio.run(create(state, options.name, options.id, options.concurrency))
+        made = asyncio.run(create(state, options.name, options.id or "", options.concurrency))
         text = f"account    {made['name']} ({made['id']}), {_concurrency(made)}\n"
-        _print(options, made, text + f"its keys   labda key create --account {made['name']}\n")
+        _print(options, made, text + f"its keys   labda key create --account {made['name']}{state.words}\n")
     else:
         found = asyncio.run(collect(state))
         _print(options, found, render(found))

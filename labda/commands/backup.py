@@ -2,13 +2,14 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labda import given
 from labda.refusal import Refusal, Status
 from labda.state import State
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="the backup; one that is there is replaced")
+    parser.add_argument("file", type=given.path("FILE"), metavar="FILE",
+                        help="the backup; one that is there is replaced")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
 
@@ -27,6 +29,10 @@ def run(options: argparse.Namespace) -> int:
     state: State = options.state
     state.credentials()     # or there is no cluster to be saved
     began = time.monotonic()
+    with contextlib.suppress(OSError):      # who may not look is told so by whoever writes it
+        if options.file.is_dir() or not options.file.parent.is_dir():
+            why = "is a folder" if options.file.is_dir() else f"can't be there: {options.file.parent} is no folder"
+            raise Refusal(f"{options.file} {why}: name a file that can be written", Status.USAGE)
 
     async def work() -> Summary:
         stores = state.stores()

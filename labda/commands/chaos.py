@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labda import given
 from labda.chaos.figures import figures, render
 from labda.chaos.hands import Hands
-from labda.chaos.history import is_recorded, is_trace, read
+from labda.chaos.history import is_recorded, is_trace, read, why
 from labda.chaos.judge import Judged, judge
 from labda.chaos.load import LoadConfig
 from labda.chaos.scenarios import SCENARIOS, Scenario
@@ -34,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--json", action="store_true", help="machine-readable")
     run = verbs.add_parser("run", help="one scenario under load; exit status 1 when its verdict is no pass")
     add = run.add_argument
-    add("name", metavar="NAME", help="of the scenario: `labda chaos list`")
+    add("name", type=given.name("NAME"), metavar="NAME", help="of the scenario: `labda chaos list`")
     add("--yes", action="store_true", help="don't ask before anything is broken")
     add("--json", action="store_true", help="the verdict, machine-readable")
     add("--seed", type=int, metavar="N", help="of the load and of what is chosen (default: a new one, printed)")
@@ -48,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--ramp", type=float, default=usual.ramp_s, metavar="S",
         help="until the load is at its rate (default: %(default)s)")
     check = verbs.add_parser("check", help="judge a history again: the same verdict")
-    check.add_argument("files", type=Path, nargs="+", metavar="FILE",
+    check.add_argument("files", type=given.path("FILE"), nargs="+", metavar="FILE",
                        help="of `labda chaos run` or `labda up --record`; or all traces of one cluster")
     check.add_argument("--time-scale", type=float, default=1.0, metavar="SHARE",
                        help="of the leases in traces, as given to `labda up` (default: %(default)s)")
@@ -170,6 +171,8 @@ def _runtime(there: list[str]) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
+    for path in options.files:
+        given.file(path, "a history of `labda chaos run` or `labda up --record`, or traces")
     if is_trace(options.files[0]):
         return _check_traces(options)
     if is_recorded(options.files[0]):
@@ -202,7 +205,7 @@ def _tell_invariants(options: argparse.Namespace, what: str, judge_them: "Callab
     try:
         found = judge_them()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"these are not all {what}: {error!r}") from error
+        raise Refusal(f"these are not all {what}: {why(error)}") from error
     verdict = "fail" if found.violations else "pass"
     if options.json:
         violations = [

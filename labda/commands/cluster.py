@@ -8,8 +8,8 @@ import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from labda import given
 from labda.cluster import shape
 from labda.commands import cluster_life
 from labda.console import Console
@@ -29,7 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         command = verbs.add_parser(name, help=verb.help, description=verb.help[0].upper() + verb.help[1:] + ".")
         verb.arguments(command)
         # Also behind the verb, where people write it.
-        command.add_argument("--state", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+        command.add_argument("--state", type=given.path("--state"), default=argparse.SUPPRESS, metavar="DIR",
+                             help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,7 +54,8 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _node_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("node", metavar="NODE", help="name of the node, as `labda status` shows it")
+    parser.add_argument("node", type=given.name("NODE"), metavar="NODE",
+                        help="name of the node, as `labda status` shows it")
 
 
 def _revoke(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labda import given, package
 from labda.cluster import shape
 from labda.console import Console
 from labda.refusal import Refusal, Status
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def topology_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--topology", type=Path, metavar="FILE",
+    parser.add_argument("--topology", type=given.path("--topology"), metavar="FILE",
                         help=f"shape of the cluster, TOML (default: that of its first start, else {shape.TOPOLOGY})")
 
 
@@ -30,9 +31,10 @@ def chosen(options: argparse.Namespace) -> Path:
 
 
 def _render_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--topology", type=Path, default=shape.TOPOLOGY, metavar="FILE",
+    parser.add_argument("--topology", type=given.path("--topology"), default=shape.TOPOLOGY, metavar="FILE",
                         help="shape of the cluster, TOML (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=shape.DEPLOY, metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--output", type=given.path("--output"), default=shape.DEPLOY, metavar="DIR",
+                        help="(default: %(default)s)")
 
 
 def _render(options: argparse.Namespace) -> int:
@@ -51,7 +53,7 @@ def _render(options: argparse.Namespace) -> int:
 def _up_arguments(parser: argparse.ArgumentParser) -> None:
     topology_argument(parser)
     parser.add_argument("--no-build", action="store_true", help="the images are there")
-    parser.add_argument("--deploy", type=Path, action="append", default=[], metavar="DIR",
+    parser.add_argument("--deploy", type=given.path("--deploy"), action="append", default=[], metavar="DIR",
                         help="deploy this function and invoke it cold and warm; may be given again")
     parser.add_argument("--env", action="store_true", help="print the lines of `labda env --target compose` at the end")
 
@@ -61,13 +63,14 @@ def _up(options: argparse.Namespace) -> int:
     from labda.commands import env  # noqa: PLC0415
     from labda.commands.deploy import demonstrate  # noqa: PLC0415
 
+    for path in options.deploy:     # before anything is built
+        package.read(path)
     console, topology = Console(), chosen(options)
     state: ContainerState = options.state
     Cluster(state, console, shape.read(topology)).up(topology, build=not options.no_build)
     for path in options.deploy:
         demonstrate(state, path, console)
-    where = "" if state.root == state.default else f" --state {state.root}"
-    console.line("use it", f'eval "$(labda env --target compose{where})"; aws lambda list-functions')
+    console.line("use it", f'eval "$(labda env{state.words})"; aws lambda list-functions')
     if options.env:
         env.run(options)
     return Status.OK
@@ -97,7 +100,8 @@ def _roll(options: argparse.Namespace) -> int:
 
 
 def _replace_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("node", metavar="NODE", help="whose disk is lost; its container and volume are removed")
+    parser.add_argument("node", type=given.name("NODE"), metavar="NODE",
+                        help="whose disk is lost; its container and volume are removed")
 
 
 def _replace(options: argparse.Namespace) -> int:

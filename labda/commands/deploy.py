@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from labda import package
+from labda import given, package
 from labda.api import Answer, Api, Code
 from labda.console import Console
 from labda.phases import describe
@@ -16,13 +16,15 @@ from labda.state import State
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("path", type=Path, metavar="DIR|ZIP", help="the function's code")
-    add("--name", help="of the function (default: the folder's or the archive's name)")
-    add("--handler", metavar="MODULE.FUNCTION",
-        help="(default: lambda_function.lambda_handler, app.handler or main.handler, whichever is there)")
-    add("--runtime", help="(default: this Python's, or provided.al2023 for code with a bootstrap)")
-    add("--memory", type=int, metavar="MB", help="(default: 128)")
-    add("--timeout", type=int, metavar="S", help="seconds (default: 3)")
+    add("path", type=given.path("DIR|ZIP"), metavar="DIR|ZIP", help="the function's code")
+    add("--name", type=given.name("--name"), help="of the function (default: the folder's or the archive's name)")
+    add("--handler", type=given.name("--handler"), metavar="MODULE.FUNCTION",
+        help="(of a new function: lambda_function.lambda_handler, app.handler or main.handler, whichever is there)")
+    add("--runtime", type=given.name("--runtime"),
+        help="(of a new function: this Python's, or a provided one for code with a bootstrap)")
+    add("--memory", type=int, metavar="MB", help="(of a new function: 128)")
+    add("--timeout", type=int, metavar="S", help="seconds (of a new function: 3)")
+    parser.epilog = "A function that is there keeps every setting that is not given."
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,12 +48,14 @@ def open_api(state: State) -> Api:
 def deploy(state: State, api: Api, options: argparse.Namespace, console: Console) -> tuple[str, str]:
     """Returns the function's name, and what was deployed in words."""
     found = package.read(options.path)
-    own = f"python3.{sys.version_info.minor}"
+    name, runtime, handler = options.name or found.name, options.runtime, options.handler
+    if api.function(name) is None:  # what there is keeps what nobody asked to change
+        own = f"python3.{sys.version_info.minor}"
+        runtime = runtime or package.choose_runtime(found, state.cluster()["runtimes"], own)
+        handler = handler or package.choose_handler(found)
     code = Code(
-        name=options.name or found.name,
-        runtime=options.runtime or package.choose_runtime(found, state.cluster()["runtimes"], own),
-        handler=options.handler or package.choose_handler(found),
-        memory_mb=options.memory, timeout_s=options.timeout, archive=found.archive,
+        name=name, runtime=runtime, handler=handler, memory_mb=options.memory, timeout_s=options.timeout,
+        archive=found.archive,
     )
     settled = api.deploy(code, lambda text: console.live(f"deploying  {text}"))
     return code.name, f"{code.name} ({settled['Runtime']}, {settled['MemorySize']} MB)"
@@ -68,7 +72,7 @@ def demonstrate(state: State, path: Path, console: Console) -> None:
             answer = api.invoke(name, b"{}", explain=True)
             console.line("invoked", f"{name} -> {_shown(answer)}   {describe(answer)}")
             if "x-amz-function-error" in answer.headers:
-                raise Refusal(f"{name} failed: `labda logs {name}` shows what it logged")
+                raise Refusal(f"{name} failed: `labda logs {name}{state.words}` shows what it logged")
     finally:
         api.close()
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from labda import host
+from labda import given, host
 from labda.commands.up import RUNTIMES
 from labda.refusal import Refusal, Status
 
@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runtimes", type=Path, default=RUNTIMES, metavar="DIR",
+    parser.add_argument("--runtimes", type=given.path("--runtimes"), default=RUNTIMES, metavar="DIR",
                         help="what set-up made for sandboxes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 

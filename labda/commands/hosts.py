@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from labda import given
 from labda.refusal import Refusal, Status
 from labda.region import Node, opened, wait
 from labda.state import State
@@ -38,7 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable")
     actions = parser.add_subparsers(dest="action", metavar="declare-dead")
     declare = actions.add_parser("declare-dead", help="an operator's word that a host is dead: its permits come back")
-    declare.add_argument("host", help="as `labda hosts` names it, or the name of its worker")
+    declare.add_argument("host", type=given.name("HOST"), metavar="HOST",
+                         help="as `labda hosts` names it, or the name of its worker")
     declare.add_argument("--yes", action="store_true", help="don't ask")
     declare.add_argument("--force", action="store_true", help="also a host whose worker is connected right now")
     declare.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable")

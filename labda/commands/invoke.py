@@ -2,10 +2,12 @@
 
 import argparse
 import base64
+import contextlib
 import json
 import sys
 from pathlib import Path
 
+from labda import given
 from labda.commands.deploy import open_api
 from labda.phases import describe
 from labda.refusal import Refusal, Status
@@ -13,7 +15,7 @@ from labda.refusal import Refusal, Status
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", help="of the function")
+    add("name", type=given.name("NAME"), metavar="NAME", help="of the function")
     add("--payload", default="{}", metavar="JSON|@FILE|-",
         help="the event: JSON, @FILE for a file's content, - for standard input (default: {})")
     add("--log", action="store_true", help="show the end of the invocation's log, on standard error")
@@ -32,10 +34,16 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(b"\n")
     sys.stdout.buffer.flush()
     if options.log:
-        sys.stderr.write(base64.b64decode(answer.headers.get("x-amz-log-result", "")).decode(errors="replace"))
+        tail = base64.b64decode(answer.headers.get("x-amz-log-result", ""))
+        sys.stderr.write(lines_of(tail.decode(errors="replace")))
     if options.explain:
         sys.stderr.write(describe(answer) + "\n")
     return Status.FAILED if "x-amz-function-error" in answer.headers else Status.OK
+
+
+def lines_of(text: str) -> str:
+    """A log's text for people: a runtime joins the lines of one record by carriage returns, which a terminal obeys."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_payload(text: str) -> bytes:
@@ -51,7 +59,9 @@ def read_payload(text: str) -> bytes:
         raise Refusal(f"can't read the payload from {text[1:]} ({error.strerror}): name a file that exists",
                       Status.USAGE) from error
     try:
-        json.loads(payload or b"{}")
+        # What is JSON but too much for this reader, as 5,000 digits or 3,000 levels are, is the API's to judge.
+        with contextlib.suppress(RecursionError):
+            json.loads(payload or b"{}", parse_int=float)
     except ValueError as error:
         raise Refusal(
             f"the payload is not JSON ({error}): give JSON, @FILE or -; a plain text is JSON in double quotes",

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from labda import given
 from labda.accounts import Accounts, Revocation
 from labda.refusal import Refusal, Status
 from labda.region import opened, wait
@@ -18,21 +19,24 @@ from protos import frontend_pb2
 
 _DURATION = re.compile(r"(\d+)([smh])", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600}
+DURATION = "1h"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="create|revoke|list")
     create = actions.add_parser("create", help="a new key; its secret is shown this once")
-    create.add_argument("--account", default="", metavar="NAME|ID", help="whose (default: the root account)")
+    create.add_argument("--account", type=given.name("--account"), metavar="NAME|ID",
+                        help="whose (default: the root account)")
     create.add_argument("--session", action="store_true", help="a temporary key with a session token")
-    create.add_argument("--duration", default="1h", metavar="TIME", help="of a temporary key: 90s, 15m, 36h at most "
-                        "(default: %(default)s)")
+    create.add_argument("--duration", metavar="TIME",
+                        help=f"a temporary key for so long: 90s, 15m, 36h at most (default with --session: {DURATION})")
     create.add_argument("--root", action="store_true", help="a key that labda itself signs with from now on")
     create.add_argument("--env", action="store_true", help="as shell lines for eval")
     revoke = actions.add_parser("revoke", help="end a key")
-    revoke.add_argument("key_id", metavar="KEY", help="its id")
+    revoke.add_argument("key_id", type=given.name("KEY"), metavar="KEY", help="its id")
     listing = actions.add_parser("list", help="keys and their ends")
-    listing.add_argument("--account", default="", metavar="NAME|ID", help="whose (default: of all accounts)")
+    listing.add_argument("--account", type=given.name("--account"), metavar="NAME|ID",
+                         help="whose (default: of all accounts)")
     for action in (create, revoke, listing):
         action.add_argument("--json", action="store_true", help="machine-readable")
         also_here(action)
@@ -46,26 +50,36 @@ def run(options: argparse.Namespace) -> int:
         case "revoke":
             return _revoke(options)
         case _:
-            found = asyncio.run(collect(options.state, options.account))
+            found = asyncio.run(collect(options.state, options.account or ""))
             _print(options, found, render(found))
     return Status.OK
 
 
 async def create(options: argparse.Namespace) -> dict[str, Any]:
     """Raises Refusal."""
-    if options.root and (options.session or options.account):
-        raise Refusal("--root is for a long-term key of the root account: leave --session and --account out",
-                      Status.USAGE)
-    session_s = duration_s(options.duration) if options.session else None
+    session_s = checked(options)
     state: State = options.state
     async with opened(state, state.cluster()["placements"]) as region:
         await wait(region, state)
-        answer = await Accounts(region).create_key(options.account, session_s)
+        answer = await Accounts(region).create_key(options.account or "", session_s)
     if options.root:
         state.write("root.json", {
             "account": answer.key.account, "access_key_id": answer.key.key_id, "secret_access_key": answer.secret,
         })
     return _key(answer.key) | {"secret_access_key": answer.secret, "session_token": answer.session_token or None}
+
+
+def checked(options: argparse.Namespace) -> float | None:
+    """For how long the key is good; None: it is a long-term one. Raises Refusal for options that don't go together."""
+    temporary = options.session or options.duration is not None
+    if options.root and (temporary or options.account):
+        raise Refusal(
+            "--root is for a long-term key of the root account: leave --session, --duration and --account out",
+            Status.USAGE,
+        )
+    if options.json and options.env:
+        raise Refusal("--json and --env are two forms of the same key: leave one out", Status.USAGE)
+    return duration_s(DURATION if options.duration is None else options.duration) if temporary else None
 
 
 def _revoke(options: argparse.Namespace) -> int:

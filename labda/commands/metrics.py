@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from labda import given
 from labda.refusal import Refusal, Status
 from labda.region import Node, opened, wait
 from labda.scrape import Scrape, fetch, scrape, way
@@ -23,7 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--targets", action="store_true", help="addresses and labels, as Prometheus' file_sd reads them")
     form.add_argument("--json", action="store_true", help="every sample of every process")
-    form.add_argument("--node", metavar="NODE", help="what this process serves, as it stands there")
+    form.add_argument("--node", type=given.name("--node"), metavar="NODE",
+                      help="what this process serves, as it stands there")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,9 +6,9 @@ import json
 import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labda import given
 from labda.commands.backup import identity_of
 from labda.refusal import Refusal, Status
 from labda.state import State
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="what `labda backup` wrote, of this cluster or another")
+    parser.add_argument("file", type=given.path("FILE"), metavar="FILE",
+                        help="what `labda backup` wrote, of this cluster or another")
     parser.add_argument("--yes", action="store_true", help="replace what the stores hold")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
@@ -26,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     state: State = options.state
     began = time.monotonic()
+    given.file(options.file, "what `labda backup` wrote")   # before the state directory is made
     with state.stores_to_itself():
         try:
             restored = asyncio.run(_restore(options))

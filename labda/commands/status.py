@@ -49,7 +49,9 @@ async def collect(state: State, *, rates: bool = False) -> dict[str, Any]:
         nodes = region.nodes
         alive = [node for node in nodes if node.health != "dead"]
         began = time.monotonic()
-        pools, managers, scrapes = await asyncio.gather(region.pools(), region.managers(), scrape(alive, state))
+        pools, members, managers, scrapes = await asyncio.gather(
+            region.pools(), region.counting_members(), region.managers(), scrape(alive, state)
+        )
     numbers = overview(scrapes)
     try:
         configurations = await asyncio.to_thread(_functions, state)
@@ -61,7 +63,7 @@ async def collect(state: State, *, rates: bool = False) -> dict[str, Any]:
         numbers["per_s"] = rate(numbers, later, time.monotonic() - began)
     return {
         "endpoint": cluster["endpoint"], "region": cluster["region"], "version": cluster["version"],
-        "processes": [_process(node) for node in nodes],
+        "processes": [_process(node, members) for node in nodes],
         "workers": [_worker(node, managers, scrapes) for node in nodes if node.service == "worker"],
         "margins": [
             {"az": margin.az, "margin_mb": margin.margin_mb, "manager": margin.manager}
@@ -87,11 +89,15 @@ def _functions(state: State) -> list[dict[str, Any]]:
     raise AssertionError("no attempt was made")
 
 
-def _process(node: Node) -> dict[str, Any]:
+def _process(node: Node, members: counting_pb2.ListMembersAnswer | None) -> dict[str, Any]:
+    """``votes`` is said of counting only: None where its leader can't be asked."""
+    votes = None
+    if node.service == "counting" and members is not None:
+        votes = any(one.member == node.node and one.state == members.VOTES for one in members.members)
     return {
         "service": node.service, "node": node.node, "az": node.az, "host": node.host, "pid": node.pid,
         "address": node.address, "http": node.http, "metrics": node.metrics, "health": node.health, "role": node.role,
-        "detail": dict(node.detail),
+        "votes": votes, "detail": dict(node.detail),
     }
 
 
@@ -197,6 +203,8 @@ def _rows(
 
 def _word(process: Mapping[str, Any]) -> str:
     said: list[str] = [process["role"]] if process["role"] else []
+    if process["votes"] is False:   # a removed member goes on following, and counts for nothing
+        said = ["no vote"]
     if process["health"] != "serving":
         said.append(process["health"].upper())
     return f"{process['node']} ({', '.join(said)})" if said else str(process["node"])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labda import endpoint
+from labda import endpoint, given, package
 from labda.console import ENDS, Console
 from labda.refusal import Refusal, Status
 from labda.state import State
@@ -31,15 +31,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--managers", type=int, default=shape.managers, metavar="N", help="worker managers (default: %(default)s)")
     add("--placements", type=int, default=shape.placements, metavar="N", help="(default: %(default)s)")
     add("--detach", action="store_true", help="return once the cluster serves; `labda down` ends it")
-    add("--deploy", type=Path, action="append", default=[], metavar="DIR",
+    add("--deploy", type=given.path("--deploy"), action="append", default=[], metavar="DIR",
         help="deploy this function and invoke it cold and warm; may be given again")
-    add("--runtimes", type=Path, default=RUNTIMES, metavar="DIR",
+    add("--runtimes", type=given.path("--runtimes"), default=RUNTIMES, metavar="DIR",
         help="what set-up made for sandboxes (default: %(default)s)")
     add("--time-scale", type=_scale, default=1.0, metavar="SHARE",
         help="of leases (6 to 10 h), and of 900 s, which then caps functions' timeouts: for tests and demonstrations")
     add("--check", action="store_true", help="services check their invariants after every event")
     add("--trace", action="store_true", help="services record every event: STATE/nodes/NODE/trace.ndjson")
-    add("--record", type=Path, metavar="FILE",
+    add("--record", type=given.path("--record"), metavar="FILE",
         help="when all has ended, write there what happened: `labda chaos check FILE` judges it (with --trace)")
     add("--breakable", action="store_true",
         help="what counting's members say and hear goes through a proxy, for `labda chaos` to break")
@@ -50,12 +50,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _scale(text: str) -> float:
-    """A share like 0.001 or 1/3600. Raises ValueError, which argparse turns into its sentence."""
-    above, _, below = text.partition("/")
-    scale = float(above) / float(below or 1)
+    """A share like 0.001 or 1/3600. Raises Refusal."""
     from placement.config import FleetConfig  # noqa: PLC0415 - certificates, which no other command needs this early
 
-    FleetConfig(time_scale=scale)
+    above, _, below = text.partition("/")
+    try:
+        scale = float(above) / float(below or 1)
+        FleetConfig(time_scale=scale)
+    except (ValueError, ZeroDivisionError) as error:
+        raise Refusal(
+            f"--time-scale is {text!r}, it must be a share above 0 and at most 1, such as 0.001 or 1/3600", Status.USAGE
+        ) from error
     return scale
 
 
@@ -70,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         raise Refusal(f"--{error}", Status.USAGE) from error
     endpoint.parse(options.listen)
     changes = parse_changes(options.set)
+    look_first(state, options)
     if options.detach:
         return _detach(state, options)
     from chassis import process  # noqa: PLC0415 - as below
@@ -78,12 +84,23 @@ def run(options: argparse.Namespace) -> int:
 
     doctor.require(options.runtimes, state.root)
     mirror = os.fdopen(options.report_fd, "w") if options.report_fd >= 0 else None
-    supervisor.supervise(state, supervisor.Options(
+    served = supervisor.supervise(state, supervisor.Options(
         topology=topology, listen=options.listen, runtimes=options.runtimes.resolve(), deploy=tuple(options.deploy),
         check=options.check, trace=options.trace, changes=changes, time_scale=options.time_scale,
         record=options.record.resolve() if options.record else None, breakable=options.breakable,
     ), Console(mirror=mirror))
-    return process.leave(Status.OK)
+    return process.leave(Status.OK if served else Status.INTERRUPTED)
+
+
+def look_first(state: State, options: argparse.Namespace) -> None:
+    """Refuses what can be known to fail before anything is made or started. Raises Refusal."""
+    for path in options.deploy:
+        package.read(path)
+    if not os.access(state.root, os.F_OK):  # else a cluster that was killed may have the port still: it is ended first
+        from labda.commands import doctor  # noqa: PLC0415 - looks at the host
+
+        doctor.require(options.runtimes, state.root)
+        endpoint.reserve(options.listen).close()
 
 
 def parse_changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -132,8 +149,7 @@ def _detach(state: State, options: argparse.Namespace) -> int:
         with os.fdopen(reader) as lines:
             for line in lines:
                 serves = serves or line.startswith(ENDS)
-                sys.stdout.write(line.replace(ENDS, "labda down ends everything"))
-                sys.stdout.flush()
+                _say(line.replace(ENDS, f"labda down{state.words} ends everything"))
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
@@ -144,3 +160,12 @@ def _detach(state: State, options: argparse.Namespace) -> int:
         words = next((line.removeprefix("labda: ") for line in reversed(said) if line.startswith("labda: ")), "")
         raise Refusal(words or f"the cluster did not start: {log} says why")
     return Status.OK
+
+
+def _say(text: str) -> None:
+    """On standard output, for as long as somebody reads it: the cluster is waited for all the same."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

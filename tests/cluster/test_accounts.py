@@ -14,7 +14,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.cluster.cluster import ONCE, REGION, ROLE, ROOT, RUNTIME, archive, call, until
+from tests.cluster.cluster import ONCE, REGION, ROLE, ROOT, RUNTIME, archive, call, until, until_some
 
 SOURCE = "def handler(event, context):\n    return context.invoked_function_arn\n"
 OTHER = "111122223333"
@@ -75,7 +75,12 @@ def refusal(client):
     return ""
 
 
-def test_accounts_do_not_see_each_other(functions, client, other):
+def reports(cluster, name, *arguments):
+    """The last line that the platform wrote of each invocation, as the command shows them."""
+    return [line for line in cluster.labda("logs", name, *arguments).stdout.splitlines() if line.startswith("REPORT")]
+
+
+def test_accounts_do_not_see_each_other(cluster, functions, client, other):
     name = functions.make(SOURCE)
     with pytest.raises(other.exceptions.ResourceNotFoundException):
         other.get_function(FunctionName=name)
@@ -93,6 +98,11 @@ def test_accounts_do_not_see_each_other(functions, client, other):
         until(lambda: other.get_function_configuration(FunctionName=name)["State"] == "Active", "it serves")
         assert call(other, name).payload == f"arn:aws:lambda:us-east-1:111122223333:function:{name}"
         assert call(client, name).payload == f"arn:aws:lambda:us-east-1:000000000000:function:{name}"
+        # An operator sees the log of either, and never both in one.
+        theirs = until_some(lambda: reports(cluster, name, "--account", "billing"), "the other's log is there")
+        ours = until_some(lambda: reports(cluster, name), "the root account's log is there")
+        assert len(theirs) == len(ours) == 1
+        assert theirs != ours
     finally:
         other.delete_function(FunctionName=name)
     assert call(client, name).error is None
@@ -142,6 +152,7 @@ def test_a_refusal_is_one_sentence(cluster, account, arguments, status, words):
     done = cluster.labda(*arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert words in done.stderr
+    assert " at frontend-" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

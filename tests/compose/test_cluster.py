@@ -184,7 +184,7 @@ def test_a_lost_member_of_counting_is_replaced_while_invokes_go_on(up: str, stat
             topology.write_text(topology.read_text() + "\n[replaced]\ncounting-az1 = 2\n")
             for words in (
                 ("cluster", "up", "--no-build"),
-                ("counting", "remove", "counting-az1", "--target", "compose"),
+                ("counting", "remove", "counting-az1", "--yes", "--target", "compose"),
                 ("counting", "add", "counting-az1-2", "--target", "compose"),
             ):
                 done = labda(*words, state=state)

@@ -49,6 +49,15 @@ async def fault(what) -> Fault:
     return caught.value
 
 
+async def test_a_name_that_is_too_long_is_told_with_its_length_and_the_limit(store):
+    await store.book.add(Account(id="222222222222", name="a" * 63, created=NOW))
+    refused = await fault(store.book.add(Account(id="333333333333", name="b" * 500, created=NOW)))
+    assert refused.message == (
+        f"an account's name has 63 characters at most, the one that begins with {'b' * 20!r} has 500: "
+        "choose a shorter one"
+    )
+
+
 async def test_accounts_are_found_by_id_and_name(store):
     assert [account.name for account in await store.book.all()] == ["billing", "root"]
     assert await store.book.find("billing") == await store.book.find("111122223333") == BILLING

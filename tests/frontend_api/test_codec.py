@@ -287,6 +287,34 @@ def test_wrong_types_are_serialization_errors(changes: dict[str, Any], message: 
     assert (caught.value.code, caught.value.message) == ("SerializationException", message)
 
 
+@pytest.mark.parametrize(("changes", "field"), [
+    ({"Timeout": "3"}, "Timeout"), ({"Code": {"ZipFile": "%%%"}}, "Code.ZipFile"), ({"Layers": [3]}, "Layers"),
+    ({"Environment": {"Variables": {"KEY": 3}}}, "Environment.Variables.KEY"), ({"Tags": {"a": []}}, "Tags.a"),
+], ids=str)
+def test_a_wrong_type_is_told_with_its_field(changes: dict[str, Any], field: str) -> None:
+    """AWS's message names none."""
+    with pytest.raises(ApiError) as caught:
+        parse("CreateFunction", create(**changes))
+    assert caught.value.detail == {"field": field}
+
+
+def test_a_wrong_type_in_the_query_is_told_with_its_field() -> None:
+    with pytest.raises(ApiError) as caught:
+        codec.parse(OURS.operations["ListFunctions"], {}, [("MaxItems", "many")], {}, b"")
+    assert (caught.value.code, caught.value.detail) == ("SerializationException", {"field": "MaxItems"})
+
+
+@pytest.mark.parametrize(("changes", "field"), [
+    ({"Description": "\ud800"}, "Description"), ({"Environment": {"Variables": {"KEY": "a\udfff"}}},
+    "Environment.Variables.KEY"), ({"Tags": {"a": "\ud800"}}, "Tags.a"), ({"Tags": {"\ud800": "a"}}, "Tags.?"),
+], ids=ascii)
+def test_half_a_surrogate_pair_is_no_character(changes: dict[str, Any], field: str) -> None:
+    """JSON has escapes for it; kept, no answer could be written that has it."""
+    with pytest.raises(ApiError) as caught:
+        parse("CreateFunction", create(**changes))
+    assert (caught.value.code, caught.value.detail) == ("SerializationException", {"field": field})
+
+
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:

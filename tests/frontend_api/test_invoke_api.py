@@ -71,8 +71,19 @@ def test_log_tail_and_client_context(client: Any, echo: str, api: Served) -> Non
     assert api.world.invoker.requests[-1].client_context == '{"custom": {"a": 1}}'
     assert base64.b64decode(answer["LogResult"]) == b"START\n" + "\u00e9".encode() * 3000, "the worker has cut it"
     assert error_of(client.invoke, FunctionName=echo, ClientContext="%%%")["code"] == "InvalidRequestContentException"
-    long = base64.b64encode(json.dumps("x" * 3000).encode()).decode()
-    assert "3583" in error_of(client.invoke, FunctionName=echo, ClientContext=long)["message"]
+
+
+def test_the_limit_of_a_client_context_is_of_what_the_function_gets(client: Any, echo: str, api: Served) -> None:
+    """3,583 bytes of JSON, 4,780 of base64."""
+    most = json.dumps("x" * 3581)
+    invoke(client, FunctionName=echo, ClientContext=base64.b64encode(most.encode()).decode())
+    assert api.world.invoker.requests[-1].client_context == most
+    more = base64.b64encode(json.dumps("x" * 3582).encode()).decode()
+    error = error_of(client.invoke, FunctionName=echo, ClientContext=more)
+    assert (error["status"], error["code"]) == (400, "InvalidRequestContentException")
+    assert error["message"] == (
+        "Client context must be at most 3583 bytes of JSON before it is encoded in base64, it has 3584."
+    )
 
 
 def test_what_a_streaming_handler_answered_is_no_json(client: Any, make: Any) -> None:
@@ -212,7 +223,7 @@ def test_an_unknown_path_is_404_for_who_may_ask(api: Served) -> None:
     status, headers, document = raw(api, "GET", path, headers=signed(api, "GET", path))
     assert status == 404
     assert headers["x-amzn-errortype"] == "UnknownOperationException"
-    assert path in document["Detail"]
+    assert path in document["message"]
     assert raw(api, "GET", path)[0] == 403
 
 
@@ -223,7 +234,8 @@ def test_an_unknown_path_is_404_for_who_may_ask(api: Served) -> None:
 def test_a_wrong_method_or_path_is_told(api: Served, method: str, path: str) -> None:
     status, headers, document = raw(api, method, path, headers=signed(api, method, path))
     assert (status, headers["x-amzn-errortype"]) == (404, "UnknownOperationException")
-    assert document["Detail"] == f"No operation of the Lambda API has the address {method} {path}."
+    assert document["message"] == f"No operation of the Lambda API has the address {method} {path}"
+    assert "remedy" in document["Detail"]
 
 
 def test_another_spelling_of_the_address_is_not_invoke(api: Served) -> None:

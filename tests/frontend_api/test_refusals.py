@@ -12,7 +12,7 @@ from frontend.api.errors import ApiError
 from frontend.api.honoured import RULES
 from frontend.api.model import load
 from frontend.api.operations import OPERATIONS
-from frontend.configuration import check_runtime
+from frontend.configuration import check_runtime, configuration_changes
 from frontend.packages import DIRECTORY_BYTES_MAX, check_archive
 from tests.frontend_api.test_codec import sample
 from tests.frontend_api.test_functions_api import error_of
@@ -201,6 +201,31 @@ def test_environment_variables(client: Any) -> None:
         "Lambda was unable to configure your environment variables because the environment variables you have provided "
         'exceeded the 4KB limit. String measured: {"KEY":"' + "v" * 4096 + '"}'
     )
+
+
+def test_what_can_not_reach_a_process_is_not_stored(client: Any, make: Any) -> None:
+    """Every invoke of it would fail, and only a worker's log would say why."""
+    make("reached")
+    named = {"Variables": {"GOOD": "y", "SPOILT": "x\0y"}}
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"Environment": named}, "The environment variable SPOILT has a NUL character", "Environment.Variables.SPOILT"),
+        ({"Handler": "app\0.main"}, "The handler has a NUL character", "Handler"),
+        ({"Environment": {"Variables": {"N" * 257: "x"}}}, "has a name of 257 characters", "Environment.Variables"),
+    ]
+    for changes, said, field in cases:
+        with pytest.raises(ApiError) as caught:
+            configuration_changes(changes, load(), RUNTIMES)
+        assert isinstance(caught.value.detail, dict)
+        assert caught.value.detail["field"] == field
+        for operation, parameters in (
+            (client.create_function, creation(**changes)),
+            (client.update_function_configuration, {"FunctionName": "reached", **changes}),
+        ):
+            error = error_of(operation, **parameters)
+            assert (error["status"], error["code"]) == (400, "InvalidParameterValueException")
+            assert said in error["message"]
+    assert "Environment" not in client.get_function_configuration(FunctionName="reached")
+    client.update_function_configuration(FunctionName="reached", Environment={"Variables": {"N" * 256: "x"}})
 
 
 def packed(change: Any) -> bytes:

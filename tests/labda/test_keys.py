@@ -62,6 +62,47 @@ def test_a_root_key_is_for_the_root_account(tmp_path):
     assert main(["key", "create", "--root", "--session", "--state", str(tmp_path)]) == Status.USAGE
 
 
+@pytest.mark.parametrize(("words", "seconds"), [
+    ([], None), (["--account", "bill"], None), (["--session"], 3600), (["--duration", "15m"], 900),
+    (["--session", "--duration", "90s"], 90),
+], ids=lambda case: " ".join(case) if isinstance(case, list) else str(case))
+def test_a_duration_makes_a_key_temporary(words, seconds):
+    parser = argparse.ArgumentParser()
+    key.arguments(parser)
+    assert key.checked(parser.parse_args(["create", *words])) == seconds
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--account", ""], "--account is ''"), (["--account", " "], "--account is ' '"),
+    (["--json", "--env"], "leave one out"), (["--root", "--duration", "15m"], "leave --session, --duration"),
+    (["--duration", ""], "--duration is ''"),
+], ids=lambda case: " ".join(case) if isinstance(case, list) else str(case))
+def test_no_key_is_made_for_words_that_can_not_be_meant(words, said, tmp_path, capsys):
+    """An account that is empty is mostly a variable that isn't set: the root account isn't meant."""
+    assert main(["key", "create", *words, "--state", str(tmp_path)]) == Status.USAGE
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [
+    ["account", "create", ""], ["account", "create", "a", "--id", ""], ["key", "list", "--account", ""],
+    ["key", "revoke", ""], ["deploy", ""], ["deploy", ".", "--name", ""], ["deploy", ".", "--handler", ""],
+    ["deploy", ".", "--runtime", ""], ["invoke", ""], ["logs", ""], ["hosts", "declare-dead", ""],
+    ["counting", "add", ""], ["counting", "remove", ""], ["cluster", "revoke", ""], ["cluster", "token", ""],
+    ["cluster", "replace", ""], ["chaos", "run", ""], ["chaos", "check", ""], ["backup", ""], ["restore", ""],
+    ["up", "--record", ""], ["up", "--deploy", ""], ["up", "--runtimes", ""], ["metrics", "--node", ""],
+    ["status", "--state", ""], ["key", "list", "--state", ""], ["cluster", "stop", "--state", ""],
+], ids=" ".join)
+def test_nothing_is_named_by_an_empty_word(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == Status.USAGE
+    told = capsys.readouterr().err
+    assert " is '': " in told
+    assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_parsers_know_their_actions():
     for module in (account, key):
         parser = argparse.ArgumentParser()

@@ -1,6 +1,7 @@
 """What ``labda deploy`` makes of a folder or an archive."""
 
 import io
+import os
 import zipfile
 
 import pytest
@@ -51,7 +52,54 @@ def test_runtime_is_this_pythons_or_the_newest_or_a_provided_one(folder):
         package.choose_runtime(package.read(folder), ["python3.9"], "python3.11")
 
 
+def encrypted(path):
+    """As `zip -e` makes it, as far as readers look: the flag is set, at the entry and in the directory."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("app.py", "def handler(event, context):\n    return 1\n")
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    path.write_bytes(data)
+
+
+def unknown_method(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("app.py", "def handler(event, context):\n    return 1\n")
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        data[data.index(signature) + offset] = 99
+    path.write_bytes(data)
+
+
+def corrupt(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("app.py", "def handler(event, context):\n    return 1\n" * 50)
+    data = bytearray(path.read_bytes())
+    data[40:44] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [encrypted, unknown_method, corrupt])
+def test_an_archive_is_read_only_where_its_handler_has_to_be_guessed(tmp_path, spoil):
+    """What is wrong with it says the API, by name."""
+    path = tmp_path / "thing.zip"
+    spoil(path)
+    found = package.read(path)
+    assert found.archive == path.read_bytes()
+    with pytest.raises(Refusal, match=r"can't tell the handler of thing \(.+\): name it with --handler"):
+        package.choose_handler(found)
+
+
 def test_what_cannot_be_deployed_says_why(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Refusal, match="pipe is neither a folder nor a file: name a folder or a zip archive"):
+        package.read(tmp_path / "pipe")
+    for name in ("none.zip", "folders.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            if name == "folders.zip":
+                archive.writestr("lib/", "")
+        with pytest.raises(Refusal, match="is an archive without any file"):
+            package.read(tmp_path / name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.zip").write_bytes(b"hello")
     (tmp_path / "odd").mkdir()

@@ -13,11 +13,14 @@ import pytest
 from labda import endpoint
 from labda.__main__ import COMMANDS, main
 from labda.api import Answer
+from labda.commands import invoke, logs
 from labda.console import Console
 from labda.phases import describe, parse
-from labda.refusal import Refusal
+from labda.refusal import Refusal, Status
 from labda.state import State
+from labda.target import COMPOSE, EMBEDDED, state_of
 from labda.topology import Topology
+from protos import worker_pb2
 from storage.sqlite_file import METADATA_FILE, SCHEMA_VERSION, prepare
 
 
@@ -101,6 +104,46 @@ def test_a_port_in_use_names_its_process():
             pass  # the held socket doesn't listen: every connection reaches the frontend
 
 
+def test_a_port_that_another_cluster_has_names_that_cluster(tmp_path):
+    """Its frontends are processes like any other, but nobody ends one of them."""
+    root = tmp_path / "a b"
+    (root / "config").mkdir(parents=True)
+    (root / "processes.json").write_text("[]")
+    program = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+        "time.sleep(600)"
+    )
+    frontend = subprocess.Popen(
+        [sys.executable, "-c", program, "--config", str(root / "config" / "frontend-az1-1.toml")],
+        stdout=subprocess.PIPE, text=True,
+    )
+    try:
+        assert frontend.stdout is not None
+        port = frontend.stdout.readline().strip()
+        with pytest.raises(Refusal) as refused:
+            endpoint.reserve(f"127.0.0.1:{port}")
+    finally:
+        frontend.kill()
+        frontend.communicate()
+    assert refused.value.message == (
+        f"can't listen on 127.0.0.1:{port} (address already in use, by the cluster in {root}): end it with "
+        f"`labda down --state '{root}'`, or choose another address with --listen"
+    )
+
+
+@pytest.mark.parametrize(("listen", "said"), [
+    ("192.0.2.1:9000", "--listen names 192.0.2.1, which is no address of this host: name one"),
+    ("no host:9000", "--listen names no host, which can't be found ("),
+    ("a..b:9000", "--listen names a..b, which can't be found ("),
+])
+def test_an_address_that_is_not_this_hosts_is_nobodys_to_end(listen, said):
+    with pytest.raises(Refusal) as refused:
+        endpoint.reserve(listen)
+    assert refused.value.message.startswith(said)
+    assert "Errno" not in refused.value.message
+    assert refused.value.status is Status.USAGE
+
+
 @pytest.mark.parametrize(
     ("listen", "url"),
     [("127.0.0.1:9000", "http://127.0.0.1:9000"), ("0.0.0.0:80", "https://127.0.0.1:80"),
@@ -161,6 +204,100 @@ def test_every_command_explains_itself(command, capsys):
     assert COMMANDS[command].split(" ")[-1] in capsys.readouterr().out.lower()
 
 
+@pytest.mark.parametrize(
+    "words", [["status"], ["env"], ["deploy", "."], ["up"], ["down"], ["key", "list"]], ids=" ".join
+)
+@pytest.mark.parametrize("below", ["", "/further"])
+def test_a_state_directory_that_is_a_file_is_refused(words, below, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([*words, "--state", f"{tmp_path}/file{below}"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"{tmp_path}/file is a file: name a folder with --state\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("scale", ["1/0", "0", "-1", "nan", "1.5", "inf", "x", "1/2/3", ""])
+def test_a_time_scale_out_of_its_range_is_told_the_range(scale, tmp_path, capsys):
+    assert main(["up", f"--time-scale={scale}", "--state", str(tmp_path / "s")]) == 2
+    said = capsys.readouterr().err
+    assert f"--time-scale is {scale!r}, it must be a share above 0 and at most 1" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["", "detached"])
+def test_what_up_is_to_deploy_is_read_before_anything_is_made(detach, tmp_path, capsys):
+    assert main(["up", *detach, "--deploy", f"{tmp_path}/none", "--state", f"{tmp_path}/s"]) == 2
+    assert f"{tmp_path}/none does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root the host is refused first")
+@pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["", "detached"])
+def test_a_port_in_use_is_told_before_anything_is_made(detach, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = ["up", *detach, "--listen", f"127.0.0.1:{server.getsockname()[1]}", "--state", f"{tmp_path}/s"]
+        assert main(words) == 1
+    assert "can't listen on" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_that_is_not_there_is_told_before_anything_is_made(tmp_path, capsys):
+    assert main(["restore", f"{tmp_path}/none", "--state", f"{tmp_path}/s"]) == 2
+    assert f"{tmp_path}/none does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["chaos", "check", "{}/none"], "{}/none does not exist: name a history"),
+    (["chaos", "check", "{}"], "{} is no file: name a history"),
+    (["deploy", "{}/none"], "{}/none does not exist: name a folder or a zip archive"),
+    (["invoke", "f", "--payload", "@{}/none"], "can't read the payload from {}/none (No such file or directory)"),
+    (["backup", "{}/none/file"], "{}/none/file can't be there: {}/none is no folder"),
+    (["backup", "{}"], "{} is a folder: name a file"), (["restore", "{}"], "{} is no file: name what"),
+], ids=lambda case: " ".join(case) if isinstance(case, list) else "")
+def test_a_file_that_is_not_there_is_the_command_lines_fault(words, said, tmp_path, capsys):
+    state = State(tmp_path / "s")
+    with state.stores_to_itself():      # what looks for a cluster finds one
+        state.write("root.json", {"account": "0", "access_key_id": "a", "secret_access_key": "b"})
+        state.write("cluster.json", {"endpoint": "http://127.0.0.1:1", "region": "us-east-1"})
+        assert main([*(word.replace("{}", str(tmp_path)) for word in words), "--state", str(state.root)]) == 2
+    told = capsys.readouterr().err
+    assert said.replace("{}", str(tmp_path)) in told
+    assert told.count("\n") == 1
+    assert "Errno" not in told
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('{"a": 1}\n', "line 1 is no record of a run (it has no 'type')"), ("[]\n", "line 1 is no record of a run ("),
+    ('{"node": "x"}\n', "these are not all traces of processes: it has no 'at'"), ("\xff\n", "is no record of a run"),
+])
+def test_a_file_that_is_no_history_is_told_what_it_lacks(text, said, tmp_path, capsys):
+    (tmp_path / "file").write_text(text)
+    assert main(["chaos", "check", str(tmp_path / "file")]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Error(" not in told
+
+
+def test_a_hint_means_the_cluster_that_it_is_about(tmp_path):
+    assert state_of(EMBEDDED, None).words == state_of(EMBEDDED, state_of(EMBEDDED, None).root).words == ""
+    assert state_of(COMPOSE, None).words == " --target compose"
+    assert state_of(EMBEDDED, tmp_path / "a b").words == f" --state '{tmp_path}/a b'"
+    assert state_of(COMPOSE, tmp_path).words == f" --target compose --state {tmp_path}"
+
+
+@pytest.mark.parametrize("payload", [b"[" * 3000 + b"]" * 3000, b"1" * 5000], ids=["deep", "long"])
+def test_what_is_json_is_the_apis_to_judge_whatever_this_reader_can_take(payload, tmp_path):
+    (tmp_path / "payload.json").write_bytes(payload)
+    assert invoke.read_payload(f"@{tmp_path}/payload.json") == payload
+
+
+def test_a_logs_carriage_returns_are_ends_of_lines(capsys):
+    """Runtimes join the lines of one record by them, tracebacks above all."""
+    logs._print(worker_pb2.LogLines.Line(message="Traceback:\r  File\r\nKeyError"))
+    assert capsys.readouterr().out == "Traceback:\n  File\nKeyError\n"
+
+
 def test_a_payload_that_is_no_json_is_refused_before_it_is_sent(tmp_path, capsys):
     assert main(["invoke", "f", "--payload", "hello", "--state", str(tmp_path)]) == 2
     assert "not JSON" in capsys.readouterr().err
@@ -173,6 +310,31 @@ def test_output_without_a_terminal_is_plain(capsys):
     console.plain("done")
     out = capsys.readouterr().out
     assert out == f"{'labda 0.1  3 AZs':<80}ready in 3.1 s\ndone\n"
+
+
+def test_a_mirror_whose_reader_went_away_ends_nothing(capsys):
+    """`labda up --detach | head -1`: the supervisor speaks to somebody who has gone."""
+    reader, writer = os.pipe()
+    console = Console(mirror=os.fdopen(writer, "w"))
+    console.plain("one")
+    os.close(reader)
+    console.plain("two")
+    console.plain("three")
+    console.release()
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+def test_a_detached_start_goes_on_waiting_when_nobody_reads_it_any_more():
+    program = "from labda.commands.up import _say\nfor _ in range(3): _say('line\\n')\nraise SystemExit(7)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(60) == 7
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
 
 
 def test_phases_in_words():

@@ -113,12 +113,12 @@ def test_a_revocation_since_the_backup_stays(state: State, tmp_path: Path) -> No
 def test_files_that_can_not_be_used_are_named(
     state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["backup", str(tmp_path / "none" / "backup"), "--state", str(state.root)]) == Status.HOST
+    assert main(["backup", str(tmp_path / "none" / "backup"), "--state", str(state.root)]) == Status.USAGE
     assert main(["restore", str(tmp_path / "none"), "--state", str(state.root)]) == Status.USAGE
     (tmp_path / "text").write_text("no backup")
     assert main(["restore", str(tmp_path / "text"), "--state", str(state.root)]) == Status.FAILED
     assert main(["backup", str(tmp_path / "b"), "--state", str(tmp_path / "nowhere")]) == Status.NO_CLUSTER
     said = capsys.readouterr().err
-    assert "can't be written" in said
-    assert "can't be read" in said
+    assert "can't be there" in said
+    assert "does not exist" in said
     assert "is damaged" in said
