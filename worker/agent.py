@@ -163,7 +163,9 @@ class Agent:
             case m.BuildSandbox():
                 self._build(effect)
             case m.DestroySandbox():
-                self._tasks.start(self._destroy(effect), name=f"destroy {effect.sandbox}")
+                life = self.lives[effect.sandbox]
+                life.doom()     # in this turn: a build that fails in the next one says no more of it
+                self._tasks.start(self._destroy(life, effect), name=f"destroy {effect.sandbox}")
             case m.AcknowledgeFence():
                 self._counting.acknowledge(effect)
             case m.ReportEnd():
@@ -221,8 +223,7 @@ class Agent:
         if life.failed:
             del self.lives[life.order.sandbox]
 
-    async def _destroy(self, effect: m.DestroySandbox) -> None:
-        life = self.lives[effect.sandbox]
+    async def _destroy(self, life: SandboxLife, effect: m.DestroySandbox) -> None:
         await life.destroy()
         del self.lives[effect.sandbox]
         _log.info("sandbox gone", cause=effect.cause, sandbox=effect.sandbox, reason=effect.reason)

@@ -211,8 +211,7 @@ class FunctionLogs:
             await self._flush()
             async with self._writing:   # no file is rotated between the reading of the two
                 seen = self._number - self._lines   # what isn't in the files yet comes through the follower
-                data = await asyncio.get_running_loop().run_in_executor(None, self._files.read, key)
-            lines = [line for line in _parse(data) if line.at_ms >= since_ms]
+                lines = await asyncio.get_running_loop().run_in_executor(None, self._kept, key, since_ms)
             while lines:
                 yield _take(lines)[0]
             while follow:
@@ -229,6 +228,10 @@ class FunctionLogs:
             self._followers[key].discard(follower)
             if not self._followers[key]:
                 del self._followers[key]
+
+    def _kept(self, key: Key, since_ms: int) -> list[LogLine]:
+        """Off the loop: files of 16 MiB take a while to parse."""
+        return [line for line in _parse(self._files.read(key)) if line.at_ms >= since_ms]
 
     async def _run(self) -> None:
         while True:

@@ -194,11 +194,14 @@ class SandboxLife:
 
     # ------------------------------------------------------------ the end
 
-    async def destroy(self) -> None:
-        """Waits until nothing is left. The core orders it only when nothing runs."""
+    def doom(self) -> None:
+        """It will be destroyed: from now on only that is said of it. The core orders it only when nothing runs."""
         self._doomed = True
         if self._env is None and self._process is not None:
             self._process.doom()
+
+    async def destroy(self) -> None:
+        """Waits until nothing is left of what is doomed."""
         await self._built.wait()
         if self._freeze_timer is not None:
             self._freeze_timer.cancel()

@@ -9,6 +9,8 @@ import pytest
 from simulation.loop import VirtualClock, VirtualLoop, run
 from simulation.sandbox_driver import MemoryDriver
 from tests.worker.region import SESSION, Frame, Order, Region
+from worker import messages as m
+from worker.sandbox.driver import SandboxFault
 
 
 def in_region(**config):
@@ -281,6 +283,29 @@ async def test_destroy_at_every_stage(region):
         await region.order(destroy=Order.Destroy(sandbox=f"s-{delay}", reason="test"))
         assert (await region.news("gone")).reason == "test"
     assert region.driver.sandboxes == {}
+    assert region.worker.agent.core.memory_free_mb == 1024
+
+
+@in_region()
+async def test_a_build_that_fails_as_its_end_is_ordered_is_no_bug(region):
+    bugs: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: bugs.append(context))
+    begun, fails = asyncio.Event(), asyncio.Event()
+
+    async def create(_spec):
+        begun.set()
+        await fails.wait()
+        raise SandboxFault("no namespaces")
+
+    region.driver.create = create
+    await region.create("s1")
+    await begun.wait()
+    fails.set()
+    link = next(iter(region.worker.agent._managers))
+    region.worker.agent.feed(m.Destroy(link=link, lease=1, sandbox="s1", reason="test"))
+    assert (await region.news("gone")).reason == "test"
+    assert bugs == []
+    assert region.worker.agent.lives == {}
     assert region.worker.agent.core.memory_free_mb == 1024
 
 
