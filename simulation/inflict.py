@@ -83,6 +83,10 @@ class Inflict:
                 self._region.stores[target].cut(azs.STORE_GIVES_UP_S)
                 await asyncio.sleep(entry.for_s)
                 self._region.stores[target].heal()
+            case Kind.SLOW:
+                self._region.stores[target].slow(entry.amount)
+                await asyncio.sleep(entry.for_s)
+                self._region.stores[target].slow(0.0)
             case Kind.DRIFT:
                 pass    # a property of the region from its start: ``clocks``
 

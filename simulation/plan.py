@@ -38,6 +38,7 @@ class Kind(enum.StrEnum):
     WALL = "wall"               # the target host's wall clock jumps by amount s
     ROLL = "roll"               # every process of a service is drained and started again, one after the other
     STORE = "store"             # the target's way to the store is cut
+    SLOW = "slow"               # the store answers the target amount s later
     LIMIT = "limit"             # the target function's reservation becomes amount; below 0: it is taken away
     ACCOUNT = "account"         # the account's limit becomes amount
     UPDATE = "update"           # the target function's configuration changes
@@ -247,9 +248,17 @@ def _store(dice: random.Random) -> Entry:
     return Entry(kind=Kind.STORE, at=_when(dice, lasts), for_s=lasts, target=dice.choice((*FRONTENDS, *PLACEMENTS)))
 
 
+def _slow(dice: random.Random) -> Entry:
+    """Mostly for a placement: what it reads when it begins to lead is then not there for a while."""
+    lasts = dice.uniform(3.0, 15.0)
+    target = dice.choice((dice.choice(FRONTENDS), dice.choice(PLACEMENTS), dice.choice(PLACEMENTS)))
+    return Entry(kind=Kind.SLOW, at=_when(dice, lasts), for_s=lasts, target=target, amount=dice.uniform(0.1, 1.5))
+
+
 _DRAWS: dict[Kind, Callable[[random.Random], Entry]] = {
     Kind.DELAY: _delay, Kind.SPIKES: _spikes, Kind.LOSS: _loss, Kind.REPEAT: _repeat, Kind.ONE_WAY: _one_way,
     Kind.DEAF: _deaf, Kind.PARTITION: _partition, Kind.PAUSE: _pause, Kind.CRASH: _crash, Kind.TEAR: _tear,
     Kind.CORRUPT: _corrupt, Kind.DRIFT: _drift, Kind.WALL: _wall, Kind.ROLL: _roll, Kind.STORE: _store,
+    Kind.SLOW: _slow,
 }
 _WEIGHTS = {Kind.CRASH: 4.0, Kind.PAUSE: 3.0, Kind.ONE_WAY: 1.5, Kind.CORRUPT: 0.5, Kind.ROLL: 0.5}

@@ -15,13 +15,14 @@ class StoreLink:
     nothing, and nothing else shows it; while it is full writes fail.
 
     A store without its quorum, or out of reach, is worse: a call hangs until its client gives it up, and of a write
-    nobody knows then whether it was done (``cut(after_s)``).
+    nobody knows then whether it was done (``cut(after_s)``). One that is only slow does all, later (``slow``).
     """
 
     def __init__(self, store: MetadataStore) -> None:
         self._store = store
         self._cut = asyncio.Event()
         self._after_s = 0.0
+        self._late_s = 0.0
         self._full = False
         self._heard = asyncio.Event()
         self._heard.set()
@@ -29,6 +30,10 @@ class StoreLink:
     def cut(self, after_s: float = 0.0) -> None:
         self._after_s = after_s
         self._cut.set()
+
+    def slow(self, late_s: float) -> None:
+        """0: as fast as ever again."""
+        self._late_s = late_s
 
     def mute(self) -> None:
         self._heard.clear()
@@ -40,6 +45,7 @@ class StoreLink:
         self._cut.clear()
         self._heard.set()
         self._full = False
+        self._late_s = 0.0
 
     @property
     def is_cut(self) -> bool:
@@ -105,6 +111,8 @@ class StoreLink:
 
     async def reach(self) -> None:
         """Raises StoreUnavailable while it is cut."""
+        if self._late_s:
+            await asyncio.sleep(self._late_s)
         if self.is_cut:
             await asyncio.sleep(self._after_s)
             raise StoreUnavailable("this node doesn't reach the store")

@@ -26,3 +26,17 @@ def test_a_watch_breaks_also_for_a_process_that_stood_still_until_the_way_was_th
         assert (await anext(aiter(link.watch("k", after=0)))).key == "k"
 
     virtual.run(main)
+
+
+def test_a_slow_store_does_everything_and_later():
+    async def main(loop):
+        link = StoreLink(MemoryMetadata(virtual.VirtualClock(loop)))
+        link.slow(1.5)
+        await link.put("k", b"v", expected=0)
+        assert (await link.get("k")).value == b"v"
+        assert loop.now == 3.0
+        link.slow(0.0)
+        await link.get("k")
+        assert loop.now == 3.0
+
+    virtual.run(main)
