@@ -186,12 +186,13 @@ class Application:
             await discard(receive, headers)
             raise
         body = await read_body(receive, limit, self.bodies)
-        if body.held > LARGE_BYTES:
-            await asyncio.sleep(0)  # others get a turn between the steps that take long for a large body
         try:
-            account = self._authenticator.prove(claimed, scope["method"], raw_path, query, headers, body.sha256)
-        except ApiError as error:
-            self.counts.not_proved(error.code)
+            if body.held > LARGE_BYTES:
+                await asyncio.sleep(0)  # others get a turn between the steps that take long for a large body
+            account = await self._authenticator.prove(claimed, scope["method"], raw_path, query, headers, body.sha256)
+        except BaseException as error:
+            if isinstance(error, ApiError):
+                self.counts.not_proved(error.code)
             self.bodies.give(body.held)
             raise
         return account, body

@@ -65,13 +65,16 @@ class Authenticator:
                 },
             )
 
-    def prove(
+    async def prove(
         self, claimed: Claimed, method: str, raw_path: bytes, query: bytes, headers: RawHeaders, body_sha256: str
     ) -> str:
-        """The account, proved by the signature over the raw request. Raises ApiError (403).
+        """The account, proved by the signature over the raw request. Raises ApiError (403; 503 as ``claim``).
 
-        A body may take minutes to come: a key that was revoked meanwhile opens nothing.
+        A body may take minutes to come, and this process may stand still meanwhile: a key that was revoked since opens
+        nothing.
         """
+        if self._keys.age_s(self._clock.monotonic()) > FRESH_S:
+            await self._catch_up()
         key = claimed.key
         if self._keys.known(key.key_id) is not key:
             raise refused.unknown_key(key.key_id)

@@ -24,9 +24,11 @@ from . import refused
 PREFIX = "keys/"
 FORMAT = 1
 TOKEN_CHARACTERS = 128
-# Unknown key ids are asked for in the store at most this often each, so that guessing costs the store nothing.
+# Guessing key ids costs the store next to nothing: each unknown one is asked for at most once in so long, and all of
+# them so often in that time. A new key comes by the watch, or by the next listing: asking is for the moment before.
 UNKNOWN_S = 1.0
 UNKNOWN_MAX = 10_000
+LOOK_UPS_MAX = 50
 CATCH_UP_S = 0.5
 PATIENCE_STEPS = 5
 
@@ -165,6 +167,8 @@ class KeyRing:
         self._keys: dict[str, AccessKey] = {}
         self._revisions: dict[str, int] = {}     # of every record seen, revoked ones too
         self._unknown: dict[str, float] = {}
+        self._look_ups = 0                       # since _counted_at
+        self._counted_at = float("-inf")
         self._listed_at = float("-inf")          # monotonic seconds, from before the last listing was asked for
         self._listing: asyncio.Task[Listing] | None = None
         self._cut_off = False                    # the last attempt to list failed
@@ -228,7 +232,7 @@ class KeyRing:
             return key
         if not key_id.isalnum() or not key_id.isascii() or len(key_id) > 128:
             return None
-        if self._unknown.get(key_id, -UNKNOWN_S) > now - UNKNOWN_S:
+        if self._unknown.get(key_id, -UNKNOWN_S) > now - UNKNOWN_S or not self._may_look_up(now):
             return None
         record = await self._metadata.get(PREFIX + key_id)
         if record is not None:
@@ -238,6 +242,12 @@ class KeyRing:
                 self._unknown.clear()
             self._unknown[key_id] = now
         return self._keys.get(key_id)
+
+    def _may_look_up(self, now: float) -> bool:
+        if now >= self._counted_at + UNKNOWN_S:
+            self._counted_at, self._look_ups = now, 0
+        self._look_ups += 1
+        return self._look_ups <= LOOK_UPS_MAX
 
     def apply(self, key: str, value: bytes | None, revision: int) -> None:
         """Take over one change of the watched prefix; None as the value is a deletion."""

@@ -1,6 +1,7 @@
 """Watched copies and settling: several frontends on one store, one of which may die, lag or lose the store."""
 
 import asyncio
+import hashlib
 import random
 from collections.abc import AsyncIterator, Callable
 
@@ -13,6 +14,7 @@ from frontend.api.errors import ApiError
 from frontend.api.ports import Unavailable
 from frontend.auth.authenticator import KEYS_S, Authenticator
 from frontend.auth.keys import (
+    LOOK_UPS_MAX,
     AccessKey,
     KeyRing,
     Revoked,
@@ -253,6 +255,19 @@ async def test_a_frontend_that_stood_still_asks_the_store_before_it_takes_a_key(
     assert await claimed(world, LaterClock(world.clock, 2.1)) == "UnrecognizedClientException"
 
 
+async def test_a_frontend_that_stood_still_while_a_body_came_asks_again_before_the_key_is_proved() -> None:
+    world = World()
+    await store_key(world.metadata, world.cipher, world.key())
+    await world.ring.relist(world.clock)
+    signed = Signed("GET", "/x", key=world.key().key_id, secret=world.key().secret)
+    begun = await authenticator(world, world.clock).claim(signed.headers, b"")
+    await world.metadata.put(f"keys/{world.key().key_id}", revoked(world), expected=None)
+    later = authenticator(world, LaterClock(world.clock, 600.0))
+    with pytest.raises(ApiError) as refused:
+        await later.prove(begun, "GET", b"/x", b"", signed.headers, hashlib.sha256().hexdigest())
+    assert refused.value.code == "UnrecognizedClientException"
+
+
 async def test_a_frontend_that_is_cut_off_takes_known_keys_for_so_long_and_waits_once() -> None:
     world = World()
     await store_key(world.metadata, world.cipher, world.key())
@@ -293,6 +308,12 @@ async def test_unknown_keys_cost_the_store_one_read_per_second() -> None:
     key = new_key(ACCOUNT, random.Random(1), 0.0)
     await store_key(world.metadata, StreamCipher(), key)
     assert await ring.find(key.key_id, 6.0) == key
+    reads = 0
+    for number in range(1000):
+        assert await ring.find(f"AKIAGUESS{number}", 8.0) is None
+    assert reads == LOOK_UPS_MAX, "of all that are guessed"
+    assert await ring.find("AKIAONEMORE", 9.1) is None
+    assert reads == LOOK_UPS_MAX + 1
 
 
 def test_well_known_secrets_are_refused_where_others_can_reach_them() -> None:
