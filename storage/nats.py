@@ -33,6 +33,7 @@ from storage.faults import (
     OutcomeUnknown,
     StorageFault,
     StoreClosed,
+    StoreUnavailable,
 )
 from storage.interfaces import Blob, check_digest
 from storage.nats_answers import Head, acknowledged, checked, decode, refused
@@ -172,16 +173,21 @@ class NatsBlobs:
             {"size_bytes": head.size_bytes, "put_id": head.put_id, "chunks": head.chunks}, separators=(",", ":")
         ).encode()
         until = self._nats.until()
-        sent = False
+        sent, over = False, 0
         try:
             while True:
                 found = await self._head(head.sha256)
                 if found is not None and found.put_id == head.put_id:
                     return None  # an earlier try came through; what it replaced is swept
+                there = found.sequence if found else 0
+                if sent and there != over:
+                    # It may have come through and been replaced or deleted since, and its chunks with it.
+                    raise StoreUnavailable("an answer was lost, and the same bytes were put again or deleted since")
+                over = there
                 try:
                     message = await self._nats.ask_once(
                         self._streams.head(head.sha256), content, until=until,
-                        headers={"Nats-Expected-Last-Subject-Sequence": str(found.sequence if found else 0)},
+                        headers={"Nats-Expected-Last-Subject-Sequence": str(over)},
                     )
                     if acknowledged(message):
                         return found

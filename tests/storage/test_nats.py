@@ -293,6 +293,28 @@ async def test_a_refusal_after_a_head_without_an_answer_claims_nothing(
     assert await content_of(blobs_of_one, blob.sha256) == b"code"
 
 
+async def test_a_head_whose_answer_was_lost_is_not_sent_again_over_another_ones(
+    server: OneServer, blobs_of_one: NatsBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other put has replaced it, and its chunks are gone."""
+    look, looks = blobs_of_one._head, 0
+
+    async def head(sha256: str) -> Head | None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:      # between the first try and the second
+            await blobs_of_one.put(contract.pieces(b"code"))
+            await asyncio.gather(*blobs_of_one._purging)
+        return await look(sha256)
+
+    server.script = ["stored, answer lost"]
+    with monkeypatch.context() as patch:
+        patch.setattr(blobs_of_one, "_head", head)
+        with pytest.raises(OutcomeUnknown, match="put again or deleted since"):
+            await blobs_of_one.put(contract.pieces(b"code"))
+    assert await content_of(blobs_of_one, hashlib.sha256(b"code").hexdigest()) == b"code"
+
+
 async def test_a_refused_head_leaves_what_is_there_and_nothing_else(
     server: OneServer, blobs_of_one: NatsBlobs
 ) -> None:
