@@ -185,6 +185,19 @@ async def test_enrolments_are_of_one_cluster(tmp_path: Path) -> None:
     assert await into("elsewhere") == {"enrolment/a": b"stored", "enrolment/c": b"stored"}
 
 
+async def test_what_stays_is_neither_replaced_nor_removed(tmp_path: Path) -> None:
+    """A key that was revoked since the backup, and one that was made and revoked since."""
+    stores = memory()
+    old = await stores.metadata.put("keys/old", b"secret", expected=0)
+    await stores.metadata.put("keys/live", b"secret", expected=0)
+    await back_up(stores, tmp_path / "backup", HERE, now=NOW)
+    await stores.metadata.put("keys/old", b"mark", expected=old)
+    await stores.metadata.put("keys/new", b"mark", expected=0)
+    await stores.metadata.put("keys/later", b"secret", expected=0)
+    await restore(stores, tmp_path / "backup", HERE, replace=True, stays=lambda _, value: value == b"mark")
+    assert await content_of(stores) == {"keys/old": b"mark", "keys/live": b"secret", "keys/new": b"mark"}
+
+
 async def test_a_backup_sealed_with_another_key_is_refused(tmp_path: Path) -> None:
     stores = memory()
     await back_up(stores, tmp_path / "backup", HERE, now=NOW)
