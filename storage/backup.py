@@ -115,8 +115,9 @@ async def restore(
 
     ``join`` makes one of two enrolments of a node, the archived one and the store's: no revocation is forgotten.
     ``stays`` says which records of the store stay as they are, whatever the backup has of them: marks of revoked keys.
-    Blobs come first and deletions last. One that was cut short is begun again, with ``replace``. Raises ArchiveDamaged,
-    ArchiveNewer, OtherKey, StoreNotEmpty (all before anything is changed), StorageFault, OSError.
+    Blobs come first, also those that are there and corrupt, and deletions last. One that was cut short is begun again,
+    with ``replace``. Raises ArchiveDamaged, ArchiveNewer, OtherKey, StoreNotEmpty (all before anything is changed),
+    StorageFault, OSError.
     """
     archive = await asyncio.to_thread(Archive, path)
     if identity.data_key and archive.head.data_key and identity.data_key != archive.head.data_key:
@@ -129,7 +130,7 @@ async def restore(
 
     size_bytes = 0
     for sha256 in archive.blobs:
-        if sha256 not in blobs:
+        if sha256 not in blobs or not await _whole(stores, sha256):
             size_bytes += (await stores.blobs.put(archive.blob(sha256))).size_bytes
     same_cluster = bool(identity.cluster) and identity.cluster == archive.head.cluster
     meant = _meant(archive, there, join if same_cluster else None)
@@ -141,6 +142,16 @@ async def restore(
     return Summary(
         records=len(meant), blobs=len(archive.blobs), size_bytes=size_bytes, revision=archive.head.revision
     )
+
+
+async def _whole(stores: Stores, sha256: str) -> bool:
+    """Whether a blob that is listed is what it is listed as: only reading tells."""
+    try:
+        async for _ in stores.blobs.get(sha256):
+            pass
+    except (BlobCorrupt, BlobMissing):
+        return False
+    return True
 
 
 def _meant(archive: Archive, there: dict[str, Record], join: Join | None) -> dict[str, bytes]:

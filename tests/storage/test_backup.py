@@ -316,6 +316,20 @@ async def test_a_corrupt_blob_is_left_out_and_named(tmp_path: Path) -> None:
     assert not await target.blobs.has(corrupt.sha256)
 
 
+async def test_a_corrupt_blob_is_mended(tmp_path: Path) -> None:
+    """A listing names it as if nothing were wrong."""
+    stores = memory()
+    await fill(stores)
+    await back_up(stores, tmp_path / "backup", HERE, now=NOW)
+    assert isinstance(stores.blobs, MemoryBlobs)
+    corrupt = max(await stores.blobs.list(), key=lambda blob: blob.size_bytes)
+    stores.blobs.damage(corrupt.sha256)
+    restored = await restore(stores, tmp_path / "backup", HERE, replace=True)
+    assert (restored.blobs, restored.size_bytes) == (len(CONTENTS), corrupt.size_bytes)
+    found = [b"".join([chunk async for chunk in stores.blobs.get(blob.sha256)]) for blob in await stores.blobs.list()]
+    assert sorted(found) == sorted(CONTENTS)
+
+
 class Vanishing(MemoryBlobs):
     """Lists a blob that is collected a moment later; or breaks down."""
 
