@@ -36,8 +36,8 @@ class FileBlobs:
         self._closed = False
         try:
             self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_directory(directory)
-            _sync_directory(directory.parent)
+            sync_directory(directory)
+            sync_directory(directory.parent)
             _sweep(self._incoming)
             for aside in _files(directory, f"*{ASIDE}"):
                 _restore(aside)
@@ -129,7 +129,7 @@ class FileBlobs:
         Path(file.name).rename(path)
         # All three levels, always: another process may have made the directories and not synced them yet.
         for directory in (path.parent, path.parent.parent, self._directory):
-            _sync_directory(directory)
+            sync_directory(directory)
         return _put_id(os.fstat(file.fileno()))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -223,7 +223,7 @@ def _delete(path: Path, put_id: str) -> bool:
         return False
     if not old:
         _restore(aside)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return old
 
 
@@ -238,7 +238,8 @@ def _restore(aside: Path) -> None:
     aside.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import os
 import stat
 import tarfile
 from collections.abc import AsyncIterator
@@ -127,6 +128,20 @@ async def test_a_backup_is_for_its_owner_and_any_tar_lists_it(tmp_path: Path) ->
     assert names[-1] == "manifest.json"
     assert names[2:-1] == [f"blobs/{blob.sha256}" for blob in await stores.blobs.list()]
     assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_a_backup_is_saved_when_its_name_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "backup"
+    synced: list[tuple[int, bool]] = []     # what, and whether the backup had its name by then
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    await back_up(memory(), path, HERE, now=NOW)
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 async def test_what_is_there_is_replaced_only_when_told(tmp_path: Path) -> None:
