@@ -8,7 +8,8 @@ are carried within one cluster only: another one has its own authority, which is
 holds besides stay: whoever collects unused code removes them.
 
 A restore never lowers a fencing number or a term. What was given since the backup isn't in it, and nodes may remember:
-so each becomes higher by RAISE than the highest that archive and store know of.
+so each becomes higher by RAISE than the highest that archive and store know of. Nor does it undo a revocation that the
+store knows of; what such a record looks like is told by whoever calls.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ RAISE = 1_000_000       # numbers that may have been given since the backup was 
 ENROLMENT = "enrolment/"
 PUTS_AT_ONCE = 16
 Join = Callable[[bytes, bytes], bytes]
+Stays = Callable[[str, bytes], bool]
 
 
 class StoreNotEmpty(StorageFault):
@@ -106,13 +108,16 @@ async def back_up(stores: Stores, path: Path, identity: Identity, *, now: float)
 
 
 async def restore(
-    stores: Stores, path: Path, identity: Identity, *, replace: bool, join: Join = lambda _archived, stored: stored
+    stores: Stores, path: Path, identity: Identity, *, replace: bool, join: Join = lambda _archived, stored: stored,
+    stays: Stays = lambda _key, _value: False,
 ) -> Summary:
     """Makes the stores hold what the backup holds, while no service of the cluster runs.
 
     ``join`` makes one of two enrolments of a node, the archived one and the store's: no revocation is forgotten.
-    Blobs come first and deletions last. One that was cut short is begun again, with ``replace``. Raises ArchiveDamaged,
-    ArchiveNewer, OtherKey, StoreNotEmpty (all before anything is changed), StorageFault, OSError.
+    ``stays`` says which records of the store stay as they are, whatever the backup has of them: marks of revoked keys.
+    Blobs come first, also those that are there and corrupt, and deletions last. One that was cut short is begun again,
+    with ``replace``. Raises ArchiveDamaged, ArchiveNewer, OtherKey, StoreNotEmpty (all before anything is changed),
+    StorageFault, OSError.
     """
     archive = await asyncio.to_thread(Archive, path)
     if identity.data_key and archive.head.data_key and identity.data_key != archive.head.data_key:
@@ -125,10 +130,11 @@ async def restore(
 
     size_bytes = 0
     for sha256 in archive.blobs:
-        if sha256 not in blobs:
+        if sha256 not in blobs or not await _whole(stores, sha256):
             size_bytes += (await stores.blobs.put(archive.blob(sha256))).size_bytes
     same_cluster = bool(identity.cluster) and identity.cluster == archive.head.cluster
     meant = _meant(archive, there, join if same_cluster else None)
+    meant |= {key: there[key].value for key in content if stays(key, there[key].value)}
     await _put_all(stores, meant, there)
     gone = [key for key in content if key not in meant]
     for key in gone:
@@ -136,6 +142,16 @@ async def restore(
     return Summary(
         records=len(meant), blobs=len(archive.blobs), size_bytes=size_bytes, revision=archive.head.revision
     )
+
+
+async def _whole(stores: Stores, sha256: str) -> bool:
+    """Whether a blob that is listed is what it is listed as: only reading tells."""
+    try:
+        async for _ in stores.blobs.get(sha256):
+            pass
+    except (BlobCorrupt, BlobMissing):
+        return False
+    return True
 
 
 def _meant(archive: Archive, there: dict[str, Record], join: Join | None) -> dict[str, bytes]:

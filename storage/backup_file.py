@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from chassis.faults import FaultCode
 from storage.faults import StorageFault
+from storage.files import sync_directory
 
 FORMAT = 1
 HEAD, RECORDS, BLOBS, MANIFEST = "labda-backup.json", "records.ndjson", "blobs/", "manifest.json"
@@ -106,7 +107,7 @@ class ArchiveWriter:
         self._end(name, size_bytes, sha256)
 
     def publish(self) -> int:
-        """Ends the archive; its size in bytes."""
+        """Ends the archive; its size in bytes. Then it is durable, and so is its name."""
         self._add(MANIFEST, _encode({"entries": [asdict(entry) for entry in self._entries]}))
         self._file.write(bytes(2 * BLOCK))
         self._file.flush()
@@ -114,6 +115,7 @@ class ArchiveWriter:
         size = self._file.tell()
         self._file.close()
         self._scratch.rename(self._path)
+        sync_directory(self._path.parent)
         return size
 
     def discard(self) -> None:

@@ -25,7 +25,7 @@ from protos.etcd_rpc import RANGE, TXN
 from protos.rpc import Method
 from storage.etcd_members import COMPACTED, Members, Silence, storage_fault
 from storage.etcd_watch import EtcdWatch
-from storage.faults import Conflict, NewerSchema, OutcomeUnknown, StoreClosed
+from storage.faults import Conflict, NewerSchema, OutcomeUnknown, StorageFault, StoreClosed, StoreFull
 from storage.interfaces import (
     Acknowledgement,
     Change,
@@ -110,7 +110,10 @@ class EtcdMetadata:
             until = self._members.until()
             while True:
                 base = await self._base(key, expected, until)
-                answer, uncertain = await self._swap(key, base, etcd_pb2.RequestOp(request_put=put), until)
+                try:
+                    answer, uncertain = await self._swap(key, base, etcd_pb2.RequestOp(request_put=put), until)
+                except StoreFull as full:
+                    return await self._written(key, base, put.value[: 1 + TOKEN_BYTES], full, until)
                 if answer.succeeded:
                     return answer.header.revision
                 found = _found(answer)
@@ -171,12 +174,16 @@ class EtcdMetadata:
                 kept = _promise(own)[0] if own is not None and live else 0
                 value = json.dumps({"revision": max(revision, kept), "expires_at": now + lease_s}).encode()
                 lapsed = [kv for kv in found if kv.key != key and not self._is_live(kv, now)][:LAPSED_MAX]
-                answer, _ = await self._ask_write(watcher, etcd_pb2.TxnRequest(
+                request = etcd_pb2.TxnRequest(
                     compare=[_unchanged(key, own.mod_revision if own else 0)]
                     + [_unchanged(kv.key, kv.mod_revision) for kv in lapsed],
                     success=[etcd_pb2.RequestOp(request_put=etcd_pb2.PutRequest(key=key, value=value))]
                     + [_deletion(kv.key) for kv in lapsed],
-                ), until)
+                )
+                try:
+                    answer, _ = await self._ask_write(watcher, request, until)
+                except StoreFull as full:   # it is given again before long, and is as true if it came through
+                    raise OutcomeUnknown(watcher, full.message) from full
                 if answer.succeeded:
                     return
 
@@ -258,6 +265,24 @@ class EtcdMetadata:
             if silence.uncertain:
                 raise OutcomeUnknown(key, str(silence)) from silence
             raise self._members.unavailable(str(silence)) from silence
+
+    async def _written(self, key: str, base: int, token: bytes, full: StoreFull, until: float) -> int:
+        """The revision of a put that etcd called too much. Raises `full` when it certainly wasn't carried out.
+
+        A member refuses most of them before it proposes anything. But what passed there and crosses the quota by the
+        time it is applied is written, and answered in the same words (etcd's `quotaApplierV3`): only reading tells.
+        Deletions need no room and are never refused so.
+        """
+        try:
+            answer = await self._read(RANGE, etcd_pb2.RangeRequest(key=self._key(key)), until)
+        except StorageFault as fault:
+            raise OutcomeUnknown(key, f"{full.message}; and then: {fault.message}") from fault
+        found = answer.kvs[0] if answer.kvs else None
+        if found is not None and found.value.startswith(token):
+            return found.mod_revision
+        if (found.mod_revision if found else 0) != base:
+            raise OutcomeUnknown(key, f"{full.message}; and it was changed by somebody else since") from full
+        raise full
 
     async def _list(self, prefix: str) -> Listing:
         begin, end = span(self._key(prefix))

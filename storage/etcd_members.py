@@ -14,6 +14,7 @@ from chassis.certificates import Tls
 from chassis.faults import Fault, FaultCode
 from chassis.grpc_network import connect_foreign
 from chassis.rpc import Channel
+from protos.etcd_rpc import TXN
 from protos.rpc import Method
 from storage.faults import StorageFault, StoreDenied, StoreFull, StoreUnavailable
 
@@ -34,7 +35,10 @@ CERTAIN = frozenset({FaultCode.INVALID, FaultCode.NOT_FOUND, FaultCode.CONFLICT,
 
 
 class Silence(Exception):
-    """No member answered in time. ``uncertain``: a try was sent and its end not seen, so that it may have happened."""
+    """No member answered in time, or not to all that was sent.
+
+    ``uncertain``: a try was sent and its end not seen, so that it may have happened.
+    """
 
     def __init__(self, why: str, *, uncertain: bool) -> None:
         super().__init__(why)
@@ -88,7 +92,8 @@ class Members:
     ) -> tuple[Response, bool]:
         """The first answer of any member, and whether an earlier try may have been carried out besides.
 
-        So `request` has to be one that may be carried out twice. Raises Silence, StoreDenied, StoreFull, Fault.
+        So `request` has to be one that may be carried out twice. Raises Silence, StoreDenied, Fault; StoreFull, after
+        which a transaction may have been carried out nonetheless.
         """
         uncertain = False
         tries = 0
@@ -99,6 +104,8 @@ class Members:
                 response = await channel.call(method, request, timeout_s=max(0.001, min(left_s, self._attempt_s)))
             except Fault as fault:
                 final = refusal(fault, method.name)
+                if final is not None and uncertain and method is TXN:
+                    raise Silence(f"an answer was lost, and then: {final.message}", uncertain=True) from fault
                 if final is not None:
                     raise final from fault
                 tries += 1

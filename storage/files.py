@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ T = TypeVar("T")
 # What is written or read in one hop to a thread: large enough that hops don't count, small enough to stay fair.
 STEP_BYTES = 1024 * 1024
 INCOMING = "incoming"
-ASIDE = ".aside"       # a blob whose deletion was begun
+ASIDE = ".aside"       # how the name of a blob ends whose deletion was begun; it begins with the digest
 
 
 class FileBlobs:
@@ -36,8 +37,8 @@ class FileBlobs:
         self._closed = False
         try:
             self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_directory(directory)
-            _sync_directory(directory.parent)
+            sync_directory(directory)
+            sync_directory(directory.parent)
             _sweep(self._incoming)
             for aside in _files(directory, f"*{ASIDE}"):
                 _restore(aside)
@@ -129,7 +130,7 @@ class FileBlobs:
         Path(file.name).rename(path)
         # All three levels, always: another process may have made the directories and not synced them yet.
         for directory in (path.parent, path.parent.parent, self._directory):
-            _sync_directory(directory)
+            sync_directory(directory)
         return _put_id(os.fstat(file.fileno()))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -212,8 +213,10 @@ def _put_id(status: os.stat_result) -> str:
 
 def _delete(path: Path, put_id: str) -> bool:
     """Moves the file aside before looking at it: another process may put the same bytes between a look and an unlink.
+
+    Under a name of its own, or another deletion could put a newer file there between the look and the unlink.
     """
-    aside = path.with_name(path.name + ASIDE)
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}{ASIDE}")
     try:
         path.rename(aside)
         old = _put_id(aside.stat()) == put_id
@@ -223,14 +226,14 @@ def _delete(path: Path, put_id: str) -> bool:
         return False
     if not old:
         _restore(aside)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return old
 
 
 def _restore(aside: Path) -> None:
     """Gives a file that was moved aside its name back, unless the bytes were put again."""
     try:
-        os.link(aside, aside.with_name(aside.name.removesuffix(ASIDE)))
+        os.link(aside, aside.with_name(aside.name.split(".", 1)[0]))
     except FileExistsError:
         pass  # the same bytes, newer
     except FileNotFoundError:
@@ -238,7 +241,8 @@ def _restore(aside: Path) -> None:
     aside.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -36,7 +36,7 @@ from storage.faults import (
     StoreUnavailable,
 )
 from storage.interfaces import Blob, check_digest
-from storage.nats_answers import Head, acknowledged, checked, decode
+from storage.nats_answers import Head, acknowledged, checked, decode, refused
 from storage.nats_client import PAUSE_S, NatsClient, NatsSettings, Silent
 from storage.nats_streams import BlobStreams
 from storage.nats_upload import WINDOW_CHUNKS, Upload
@@ -68,12 +68,15 @@ class NatsBlobs:
         upload = Upload(self._nats, self._streams, put_id)
         try:
             await upload.send(chunks)
-            replaced = await self._publish(upload.head())
-        except OutcomeUnknown:
-            raise  # its head may be there
         except BaseException:
             self._purge_soon(put_id, after=upload.abandon())
             raise
+        try:
+            replaced = await self._publish(upload.head())
+        except StorageFault as fault:
+            if fault.definite:
+                self._purge_soon(put_id)
+            raise  # otherwise, and when this is cancelled, its head may be there instead of an older one: see `sweep`
         if replaced is not None:
             self._purge_soon(replaced.put_id)
         return upload.head().blob
@@ -126,7 +129,7 @@ class NatsBlobs:
         return tuple(head.blob for head in await self._all())
 
     async def sweep(self) -> None:
-        """Remove chunks of puts that ended without a head an hour ago."""
+        """Remove chunks that are an hour old and that no head names."""
         self._check_open()
         found: set[str] = set()
         until = self._nats.until()
@@ -162,29 +165,38 @@ class NatsBlobs:
         return decode(message["subject"], base64.b64decode(message["data"]), message["seq"]) if message else None
 
     async def _publish(self, head: Head) -> Head | None:
-        """Makes `head` the blob's; the one that it replaced, whose chunks nobody needs any more."""
+        """Makes `head` the blob's; the one that it replaced, whose chunks nobody needs any more.
+
+        A fault that is definite says that the head isn't there and won't be.
+        """
         content = json.dumps(
             {"size_bytes": head.size_bytes, "put_id": head.put_id, "chunks": head.chunks}, separators=(",", ":")
         ).encode()
         until = self._nats.until()
-        sent = False
+        sent, over = False, 0
         try:
             while True:
                 found = await self._head(head.sha256)
                 if found is not None and found.put_id == head.put_id:
                     return None  # an earlier try came through; what it replaced is swept
+                there = found.sequence if found else 0
+                if sent and there != over:
+                    # It may have come through and been replaced or deleted since, and its chunks with it.
+                    raise StoreUnavailable("an answer was lost, and the same bytes were put again or deleted since")
+                over = there
                 try:
                     message = await self._nats.ask_once(
                         self._streams.head(head.sha256), content, until=until,
-                        headers={"Nats-Expected-Last-Subject-Sequence": str(found.sequence if found else 0)},
+                        headers={"Nats-Expected-Last-Subject-Sequence": str(over)},
                     )
                     if acknowledged(message):
                         return found
+                    sent = sent or not refused(message)
                 except Silent:
                     sent = True
                 if asyncio.get_running_loop().time() >= until:
                     raise self._nats.unavailable("it doesn't acknowledge the blob's head")
-        except StoreUnavailable as fault:
+        except StorageFault as fault:
             if sent:
                 raise OutcomeUnknown(f"blob {head.sha256}", fault.message) from fault
             raise

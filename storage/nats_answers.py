@@ -45,6 +45,11 @@ def acknowledged(message: Msg) -> int:
     raise fault_of(error)
 
 
+def refused(message: Msg) -> bool:
+    """Whether a message that wasn't acknowledged certainly wasn't stored."""
+    return "error" in json.loads(message.data)
+
+
 def checked(answer: dict[str, Any], member: str, *, missing_ok: bool) -> Any:
     """A member of an answer of JetStream's API; None where what was asked for is not there."""
     error = answer.get("error")

@@ -149,6 +149,17 @@ def decode(key: str, value: bytes, cipher: Cipher) -> AccessKey | Revoked:
     )
 
 
+def is_mark(key: str, value: bytes) -> bool:
+    """Whether a record of the store is what is left of a revoked key. A mark has no secret, so nothing is opened."""
+    if not key.startswith(PREFIX):
+        return False
+    try:
+        document = json.loads(value)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and "revoked" in document
+
+
 async def store_key(metadata: MetadataStore, cipher: Cipher, key: AccessKey) -> None:
     """Write a new key. Raises Conflict when the id is taken, also by a key that was revoked."""
     await metadata.put(PREFIX + key.key_id, encode(key, cipher), expected=0)

@@ -44,11 +44,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _restore(options: argparse.Namespace) -> "Summary":
+    from frontend.auth.keys import is_mark  # noqa: PLC0415 - as below
     from storage.backup import restore  # noqa: PLC0415 - imports what stores need
 
     stores = options.state.stores()
     try:
-        return await restore(stores, options.file, identity_of(options.state), replace=options.yes, join=_join)
+        return await restore(
+            stores, options.file, identity_of(options.state), replace=options.yes, join=_join, stays=is_mark
+        )
     finally:
         await stores.close()
 

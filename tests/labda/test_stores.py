@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from chassis.certificates import Authority
+from frontend.auth.keys import PREFIX, AccessKey, Revoked, encode
 from labda import host
 from labda.__main__ import main
+from labda.launch import keep_root
 from labda.refusal import Status
 from labda.state import State
 from placement.node_record import NodeRecord, key_of
@@ -38,7 +40,7 @@ def state(tmp_path: Path) -> State:
     """Of a cluster that ran once."""
     state = State(tmp_path / "state")
     state.prepare()
-    state.write("root.json", {"account": "0", "access_key_id": "k", "secret_access_key": "s"})
+    state.write("root.json", {"account": "000000000001", "access_key_id": "k", "secret_access_key": "s"})
     Cipher.open(state.data_key)
     record = NodeRecord(node="n", service="worker", az="az1", host="h", enrolment=2, used_at=5.0)
     put(state, {"accounts/0/functions/f": b"code", key_of("n"): record.encode()}, blob=b"code")
@@ -108,6 +110,29 @@ def test_a_revocation_since_the_backup_stays(state: State, tmp_path: Path) -> No
         return NodeRecord.decode(record.value)
 
     assert asyncio.run(found()) == newer
+
+
+def test_a_key_that_was_revoked_since_the_backup_stays_revoked(state: State, tmp_path: Path) -> None:
+    """Also root.json's own, which the next start puts where nothing is."""
+    cipher = Cipher.open(state.data_key)
+    root, other = (AccessKey(key_id=name, account="000000000001", secret="s", created=1.0) for name in ("k", "other"))
+    put(state, {PREFIX + other.key_id: encode(other, cipher)}, blob=b"x")
+    main(["backup", str(tmp_path / "backup"), "--state", str(state.root)])
+    marks = {
+        PREFIX + key.key_id: encode(Revoked(key_id=key.key_id, account=key.account, at=2.0), cipher)
+        for key in (root, other)
+    }
+    put(state, marks, blob=b"x")
+    assert main(["restore", str(tmp_path / "backup"), "--state", str(state.root), "--yes"]) == Status.OK
+
+    async def found() -> dict[str, bytes]:
+        stores = state.stores()
+        await keep_root(state, stores.metadata)
+        records = (await stores.metadata.list(PREFIX)).records
+        await stores.close()
+        return {record.key: record.value for record in records}
+
+    assert asyncio.run(found()) == marks
 
 
 def test_files_that_can_not_be_used_are_named(

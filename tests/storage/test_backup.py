@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import os
 import stat
 import tarfile
 from collections.abc import AsyncIterator
@@ -129,6 +130,20 @@ async def test_a_backup_is_for_its_owner_and_any_tar_lists_it(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
+async def test_a_backup_is_saved_when_its_name_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "backup"
+    synced: list[tuple[int, bool]] = []     # what, and whether the backup had its name by then
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    await back_up(memory(), path, HERE, now=NOW)
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 async def test_what_is_there_is_replaced_only_when_told(tmp_path: Path) -> None:
     stores, other = memory(), memory()
     content = await fill(stores)
@@ -183,6 +198,19 @@ async def test_enrolments_are_of_one_cluster(tmp_path: Path) -> None:
         "enrolment/a": b"archivedstored", "enrolment/b": b"archived", "enrolment/c": b"stored",
     }
     assert await into("elsewhere") == {"enrolment/a": b"stored", "enrolment/c": b"stored"}
+
+
+async def test_what_stays_is_neither_replaced_nor_removed(tmp_path: Path) -> None:
+    """A key that was revoked since the backup, and one that was made and revoked since."""
+    stores = memory()
+    old = await stores.metadata.put("keys/old", b"secret", expected=0)
+    await stores.metadata.put("keys/live", b"secret", expected=0)
+    await back_up(stores, tmp_path / "backup", HERE, now=NOW)
+    await stores.metadata.put("keys/old", b"mark", expected=old)
+    await stores.metadata.put("keys/new", b"mark", expected=0)
+    await stores.metadata.put("keys/later", b"secret", expected=0)
+    await restore(stores, tmp_path / "backup", HERE, replace=True, stays=lambda _, value: value == b"mark")
+    assert await content_of(stores) == {"keys/old": b"mark", "keys/live": b"secret", "keys/new": b"mark"}
 
 
 async def test_a_backup_sealed_with_another_key_is_refused(tmp_path: Path) -> None:
@@ -301,6 +329,20 @@ async def test_a_corrupt_blob_is_left_out_and_named(tmp_path: Path) -> None:
     await restore(target, tmp_path / "backup", HERE, replace=False)
     assert await content_of(target) == content
     assert not await target.blobs.has(corrupt.sha256)
+
+
+async def test_a_corrupt_blob_is_mended(tmp_path: Path) -> None:
+    """A listing names it as if nothing were wrong."""
+    stores = memory()
+    await fill(stores)
+    await back_up(stores, tmp_path / "backup", HERE, now=NOW)
+    assert isinstance(stores.blobs, MemoryBlobs)
+    corrupt = max(await stores.blobs.list(), key=lambda blob: blob.size_bytes)
+    stores.blobs.damage(corrupt.sha256)
+    restored = await restore(stores, tmp_path / "backup", HERE, replace=True)
+    assert (restored.blobs, restored.size_bytes) == (len(CONTENTS), corrupt.size_bytes)
+    found = [b"".join([chunk async for chunk in stores.blobs.get(blob.sha256)]) for blob in await stores.blobs.list()]
+    assert sorted(found) == sorted(CONTENTS)
 
 
 class Vanishing(MemoryBlobs):

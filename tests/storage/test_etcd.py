@@ -5,15 +5,18 @@ import contextlib
 import json
 import shutil
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from chassis.clock import SystemClock
-from chassis.faults import Fault
+from chassis.faults import Fault, FaultCode
 from protos import etcd_pb2
-from protos.etcd_rpc import COMPACT, TXN
+from protos.etcd_rpc import COMPACT, RANGE, TXN
+from protos.rpc import Method
 from storage.etcd import EtcdMetadata, EtcdSettings
-from storage.faults import NewerSchema, OutcomeUnknown, StoreDenied, StoreUnavailable, WatchGap
+from storage.etcd_members import NO_SPACE
+from storage.faults import NewerSchema, OutcomeUnknown, StoreDenied, StoreFull, StoreUnavailable, WatchGap
 from storage.founding import RECORDS_OF, found_etcd
 from tests.storage import contract
 from tests.storage.etcd_world import EtcdWorld
@@ -127,6 +130,119 @@ async def test_a_member_by_another_name_is_not_trusted(trio: EtcdTrio) -> None:
     with pytest.raises(StoreUnavailable):
         await store.get("accounts/x")
     await store.close()
+
+
+# ---------------------------------------------------------------- a full member, and what comes after a lost answer
+
+
+class OneMember:
+    """A member in memory, with a script of what becomes of each transaction: carried out unless it says otherwise.
+
+    Refuses to know etcd: it has what an `EtcdMetadata` asks of one key.
+    """
+
+    def __init__(self) -> None:
+        self.script: list[str] = []
+        self.kvs: dict[bytes, etcd_pb2.KeyValue] = {}
+        self.revision = 1
+        self.reads = True
+
+    async def call(self, method: Method[Any, Any], request: Any, *, timeout_s: float) -> Any:
+        if method is RANGE:
+            if not self.reads:
+                raise Fault("etcdserver: no leader", code=FaultCode.UNAVAILABLE)
+            return self.range(request)
+        assert method is TXN
+        fate = self.script.pop(0) if self.script else "done"
+        answer = self.carried_out(request) if fate.startswith("done") else None
+        if fate.endswith("lost"):
+            raise Fault("deadline exceeded", code=FaultCode.TIMEOUT)
+        if fate.endswith("full"):
+            raise Fault(f"etcdserver: mvcc: {NO_SPACE}", code=FaultCode.EXHAUSTED)
+        if fate.endswith("denied"):
+            raise Fault("etcdserver: permission denied", code=FaultCode.DENIED)
+        assert answer is not None
+        return answer
+
+    def range(self, request: etcd_pb2.RangeRequest) -> etcd_pb2.RangeResponse:
+        found = [kv for key, kv in self.kvs.items() if key == request.key]
+        return etcd_pb2.RangeResponse(header=etcd_pb2.ResponseHeader(revision=self.revision), kvs=found)
+
+    def carried_out(self, request: etcd_pb2.TxnRequest) -> etcd_pb2.TxnResponse:
+        answer = etcd_pb2.TxnResponse(succeeded=all(
+            compare.mod_revision == (self.kvs[compare.key].mod_revision if compare.key in self.kvs else 0)
+            for compare in request.compare
+        ))
+        if answer.succeeded:
+            self.revision += 1
+            put = request.success[0].request_put
+            self.kvs[put.key] = etcd_pb2.KeyValue(key=put.key, value=put.value, mod_revision=self.revision)
+        else:
+            answer.responses.add().response_range.CopyFrom(self.range(request.failure[0].request_range))
+        answer.header.revision = self.revision
+        return answer
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+def member() -> OneMember:
+    return OneMember()
+
+
+@pytest.fixture
+async def store_of_one(member: OneMember) -> AsyncIterator[EtcdMetadata]:
+    store = EtcdMetadata(
+        ["any:2379"], Authorities().client("operator"), SystemClock(), EtcdSettings(answer_s=1.0, attempt_s=0.5)
+    )
+    await store._members.close()
+    store._members._channels = [member]  # type: ignore[list-item]
+    yield store
+    await store.close()
+
+
+async def test_what_a_full_member_refused_was_not_written(member: OneMember, store_of_one: EtcdMetadata) -> None:
+    first = await store_of_one.put("a", b"1", expected=0)
+    for expected in (first, None):
+        member.script = ["full"]
+        with pytest.raises(StoreFull, match=r"quota.*was not written") as full:
+            await store_of_one.put("a", b"2", expected=expected)
+        assert full.value.definite
+    assert await store_of_one.put("a", b"3", expected=first) > first
+
+
+async def test_what_crossed_the_quota_was_written(member: OneMember, store_of_one: EtcdMetadata) -> None:
+    """etcd applies it, and then says that it is full."""
+    member.script = ["done, full"]
+    revision = await store_of_one.put("a", b"1", expected=0)
+    record = await store_of_one.get("a")
+    assert record is not None
+    assert (record.value, record.revision) == (b"1", revision)
+
+
+async def test_what_a_full_member_did_is_not_claimed_where_nothing_tells(
+    member: OneMember, store_of_one: EtcdMetadata
+) -> None:
+    await store_of_one.put("a", b"1", expected=0)
+    member.script = ["full"]
+    with pytest.raises(OutcomeUnknown, match="somebody else"):
+        await store_of_one.put("a", b"2", expected=0)
+    await store_of_one.get("a")
+    member.script, member.reads = ["done, full"], False
+    with pytest.raises(OutcomeUnknown, match=r"quota.*no leader"):
+        await store_of_one.put("b", b"1", expected=0)
+    member.script, member.reads = ["done, full"], True
+    with pytest.raises(OutcomeUnknown, match="quota"):
+        await store_of_one.acknowledge("frontend-1", 5, 10.0)
+
+
+@pytest.mark.parametrize("later", ["full", "denied"])
+async def test_a_refusal_after_a_lost_answer_claims_nothing(
+    member: OneMember, store_of_one: EtcdMetadata, later: str
+) -> None:
+    member.script = ["done, lost", later]
+    with pytest.raises(OutcomeUnknown, match="an answer was lost, and then: "):
+        await store_of_one.put("a", b"1", expected=0)
 
 
 # ---------------------------------------------------------------- members that go away

@@ -1,6 +1,7 @@
 """The contract on NATS JetStream, and what only a cluster has: servers that go away, users."""
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -11,16 +12,16 @@ from typing import Any
 import nats.errors
 import pytest
 
-from storage.faults import BlobCorrupt, OutcomeUnknown, StorageFault, StoreDenied, StoreUnavailable
+from storage.faults import BlobCorrupt, OutcomeUnknown, StorageFault, StoreDenied, StoreFull, StoreUnavailable
 from storage.founding import NO_PEERS, _found_stream, found_nats
 from storage.nats import ABANDONED_S, LIST_PAGE, NatsBlobs
 from storage.nats_answers import Head
-from storage.nats_client import NatsClient, NatsSettings
-from storage.nats_streams import CHUNK_BYTES
+from storage.nats_client import NatsClient, NatsSettings, Silent
+from storage.nats_streams import CHUNK_BYTES, BlobStreams
 from tests.storage import contract
 from tests.storage.nats_world import NatsWorld
 from tests.storage.servers import Authorities, NatsTrio
-from tests.storage.worlds import eventually
+from tests.storage.worlds import ManualClock, eventually
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,166 @@ async def test_without_a_majority_nothing_is_claimed(trio: NatsTrio, world: Nats
     assert await again.has(kept.sha256)
     await again.put(contract.pieces(b"x"))
     assert len(await again.list()) == 2
+
+
+# ---------------------------------------------------------------- a head whose answer doesn't come
+
+
+class Answer:
+    def __init__(self, headers: dict[str, str], data: bytes) -> None:
+        self.headers = headers
+        self.data = data
+
+
+class OneServer:
+    """Both streams in memory, with a script of what becomes of each head that is sent: stored unless it says otherwise.
+    """
+
+    def __init__(self) -> None:
+        self.streams = BlobStreams()
+        self.script: list[str] = []
+        self.sequence = 0
+        self.stored: dict[int, tuple[str, bytes]] = {}
+        self.waited_for = asyncio.Event()
+
+    def until(self) -> float:
+        return asyncio.get_running_loop().time() + 30.0
+
+    def unavailable(self, why: str) -> StorageFault:
+        return StoreUnavailable(why)
+
+    async def ask_once(
+        self, subject: str, payload: bytes, *, until: float, headers: dict[str, str] | None = None
+    ) -> Answer:
+        if headers is None:
+            return self.store(subject, payload)
+        fate = self.script.pop(0) if self.script else "stored"
+        last = max((at for at, (other, _) in self.stored.items() if other == subject), default=0)
+        if fate == "full":
+            return self.said({"error": {"code": 400, "err_code": 10077, "description": "maximum bytes exceeded"}})
+        if fate == "refused":
+            return self.said({"error": {"code": 400, "err_code": 10052, "description": "stream is sealed"}})
+        if int(headers["Nats-Expected-Last-Subject-Sequence"]) != last:
+            return self.said({"error": {"code": 400, "err_code": 10071, "description": "wrong last sequence"}})
+        self.stored.pop(last, None)
+        answer = self.store(subject, payload)
+        if fate == "held":
+            self.waited_for.set()
+            await asyncio.Event().wait()
+        if fate == "stored, answer lost":
+            raise Silent("no answer")
+        if fate == "stored, answered with 0":
+            return self.said({"seq": 0})
+        return answer
+
+    async def ask(self, subject: str, payload: bytes, *, until: float) -> Answer:
+        found, content = self.stored.get(json.loads(payload)["seq"], ("", b""))
+        return Answer({"Nats-Subject": found}, content)
+
+    async def api(self, subject: str, request: Any, *, until: float) -> dict[str, Any]:
+        if subject.startswith("STREAM.PURGE."):
+            self.stored = {at: of for at, of in self.stored.items() if of[0] != request["filter"]}
+            return {"success": True}
+        assert subject.startswith("STREAM.MSG.GET.")
+        wanted = request.get("last_by_subj")
+        for at, (found, content) in self.stored.items():
+            if found == wanted or at == request.get("seq"):
+                return {"message": {"subject": found, "data": base64.b64encode(content).decode(), "seq": at}}
+        return {"error": {"code": 404, "description": "no message found"}}
+
+    def store(self, subject: str, payload: bytes) -> Answer:
+        self.sequence += 1
+        self.stored[self.sequence] = (subject, payload)
+        return self.said({"seq": self.sequence})
+
+    def said(self, answer: dict[str, Any]) -> Answer:
+        return Answer({}, json.dumps(answer).encode())
+
+    def chunk_ids(self) -> set[str]:
+        return {subject.rsplit(".", 1)[-1] for subject, _ in self.stored.values() if ".chunk." in subject}
+
+
+@pytest.fixture
+def server() -> OneServer:
+    return OneServer()
+
+
+@pytest.fixture
+def blobs_of_one(server: OneServer) -> NatsBlobs:
+    blobs = NatsBlobs(["any:4222"], Authorities().client("frontend"), ManualClock(), streams=server.streams)
+    blobs._nats = server  # type: ignore[assignment]
+    return blobs
+
+
+async def content_of(blobs: NatsBlobs, sha256: str) -> bytes:
+    await asyncio.gather(*blobs._purging)
+    return b"".join([chunk async for chunk in blobs.get(sha256)])
+
+
+async def test_a_put_that_is_cancelled_when_its_head_is_sent_takes_nothing_away(
+    server: OneServer, blobs_of_one: NatsBlobs
+) -> None:
+    """Its head has replaced the one of the same bytes by then: what a function runs lives on its chunks."""
+    blob = await blobs_of_one.put(contract.pieces(b"code"))
+    server.script = ["held"]
+    putting = asyncio.create_task(blobs_of_one.put(contract.pieces(b"code")))
+    await server.waited_for.wait()
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    assert await content_of(blobs_of_one, blob.sha256) == b"code"
+
+
+@pytest.mark.parametrize("first", ["stored, answer lost", "stored, answered with 0"])
+async def test_a_refusal_after_a_head_without_an_answer_claims_nothing(
+    server: OneServer, blobs_of_one: NatsBlobs, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """The leader that answers may not know yet that it was stored."""
+    blob = await blobs_of_one.put(contract.pieces(b"code"))
+    stale = await blobs_of_one._head(blob.sha256)
+
+    async def behind(_: str) -> Head | None:
+        return stale
+
+    server.script = [first, "refused"]
+    with monkeypatch.context() as patch:
+        patch.setattr(blobs_of_one, "_head", behind)
+        with pytest.raises(OutcomeUnknown):
+            await blobs_of_one.put(contract.pieces(b"code"))
+    assert await content_of(blobs_of_one, blob.sha256) == b"code"
+
+
+async def test_a_head_whose_answer_was_lost_is_not_sent_again_over_another_ones(
+    server: OneServer, blobs_of_one: NatsBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other put has replaced it, and its chunks are gone."""
+    look, looks = blobs_of_one._head, 0
+
+    async def head(sha256: str) -> Head | None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:      # between the first try and the second
+            await blobs_of_one.put(contract.pieces(b"code"))
+            await asyncio.gather(*blobs_of_one._purging)
+        return await look(sha256)
+
+    server.script = ["stored, answer lost"]
+    with monkeypatch.context() as patch:
+        patch.setattr(blobs_of_one, "_head", head)
+        with pytest.raises(OutcomeUnknown, match="put again or deleted since"):
+            await blobs_of_one.put(contract.pieces(b"code"))
+    assert await content_of(blobs_of_one, hashlib.sha256(b"code").hexdigest()) == b"code"
+
+
+async def test_a_refused_head_leaves_what_is_there_and_nothing_else(
+    server: OneServer, blobs_of_one: NatsBlobs
+) -> None:
+    blob = await blobs_of_one.put(contract.pieces(b"code"))
+    server.script = ["full"]
+    with pytest.raises(StoreFull):
+        await blobs_of_one.put(contract.pieces(b"code"))
+    assert await content_of(blobs_of_one, blob.sha256) == b"code"
+    assert server.chunk_ids() == {blob.put_id}
 
 
 # ---------------------------------------------------------------- what lies around
