@@ -139,8 +139,9 @@ async def test_a_record_that_says_somebody_else_is_not_taken(region):
 
 async def test_after_a_week_the_kept_certificate_buys_a_new_one(region, tmp_path):
     placement = await region.placement()
-    await region.enrol(await region.add(), placement)
-    key, caller = new_key(), (await region.record()).caller
+    key = new_key()
+    await region.enrol(await region.add(), placement, key=key)
+    caller = (await region.record()).caller
     long_ago = time.time() - 7 * 86_400
     old = placement.authority.certify(key.public_key(), caller, lifetime_s=86_400.0, now=long_ago)
     Keep(tmp_path / WORKER.node).write(Kept(token="", first=key, key=key, chain=old))
