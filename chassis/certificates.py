@@ -30,7 +30,8 @@ INTERMEDIATE_S = 1825 * DAY_S   # `labda cluster init` makes a new one when half
 STORE_S = 1825 * DAY_S          # the same; nobody renews these by himself
 YEAR_S = 365 * DAY_S            # the embedded cluster's, issued anew at each start, and the operator's
 BACKDATE_S = 300.0              # hosts' clocks differ a little
-_INTERMEDIATE = re.compile(r"labda (?P<node>[a-z0-9-]+) CA (?P<enrolment>[0-9]+)")
+# "labda root CA 2" is no intermediate: it is a root that replaced another one.
+_INTERMEDIATE = re.compile(r"labda (?P<node>(?!root )[a-z0-9-]+) CA (?P<enrolment>[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +135,15 @@ class Authority:
         return True
 
     def intermediate(self, node: str, enrolment: int = 1) -> "Authority":
-        """An authority for a placement, with a new key. Its name stands in all that it issues (``issuer_of``)."""
-        key = new_key()
+        """An authority for a placement, with a new key. Its name stands in all that it issues (``issuer_of``).
+
+        Raises ValueError for a placement whose intermediate would pass for a root.
+        """
+        key, name = new_key(), f"labda {node} CA {enrolment}"
+        if issuer_of(name) is None:
+            raise ValueError(f"a placement can't be called {node!r}: {name!r} is a root's name")
         certificate = _sign(
-            self._key, self.certificate, key.public_key(), name=f"labda {node} CA {enrolment}",
-            lifetime_s=INTERMEDIATE_S,
+            self._key, self.certificate, key.public_key(), name=name, lifetime_s=INTERMEDIATE_S,
             usage=_key_usage(ca=True), constraints=x509.BasicConstraints(ca=True, path_length=0),
         )
         return Authority(key, certificate, root=self.root)

@@ -41,8 +41,14 @@ class Revocations:
         """Raises Fault (denied, definite) for a caller that was revoked.
 
         ``issuer``: the common name of what signed its certificate. What a revoked placement signed is worth nothing,
-        whoever it names.
+        whoever it names. For an operator no placement signs: a thief of an intermediate would admit nodes of his own,
+        whom its revocation doesn't reach.
         """
+        if caller.service == "operator" and issuer_of(issuer) is not None:
+            raise Fault(
+                f"the certificate of {caller.node} was issued by {issuer}: an operator's is the root's own",
+                code=FaultCode.DENIED, definite=True,
+            )
         if not self.numbers:
             return
         if caller.enrolment <= self.numbers.get(caller.node, -1):

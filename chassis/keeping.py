@@ -58,27 +58,33 @@ class Keep:
         )
 
     def write(self, kept: Kept) -> None:
+        """A first key for a newer token stays: that one may have been used, and its answer lost."""
         self._put(_IDENTITY, _head(kept.token) + key_pem(kept.first) + key_pem(kept.key) + kept.chain)
-        (self._directory / _JOINING).unlink(missing_ok=True)
+        if self._joining().startswith(_head(kept.token)):
+            (self._directory / _JOINING).unlink(missing_ok=True)
 
     def first_key(self, token: str) -> ec.EllipticCurvePrivateKey:
         """The key to use a token for: the same one until a certificate is kept, so that a lost answer comes again.
 
         ``token``: its digest. Another token gets another key.
         """
-        path = self._directory / _JOINING
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            content = b""
-        except OSError as error:
-            raise _fault(path, error) from error
+        content = self._joining()
         keys = _keys(content)
         if content.startswith(_head(token)) and keys:
             return keys[0]
         key = new_key()
         self._put(_JOINING, _head(token) + key_pem(key))
         return key
+
+    def _joining(self) -> bytes:
+        """Empty where there is none."""
+        path = self._directory / _JOINING
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise _fault(path, error) from error
 
     def _put(self, name: str, content: bytes) -> None:
         path = self._directory / name

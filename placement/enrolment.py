@@ -12,7 +12,7 @@ from functools import partial
 import structlog
 
 from chassis import proofs
-from chassis.certificates import Authority, issuer_of
+from chassis.certificates import Authority
 from chassis.clock import Clock
 from chassis.faults import Fault, FaultCode
 from chassis.identity import SERVICES
@@ -40,8 +40,7 @@ _SAID = {
     Refused.EXPIRED: "the token of {node} has expired",
     Refused.USED: "the token of {node} was used already; if not by you, revoke the node",
     Refused.REVOKED: "{node} was revoked",
-    Refused.ISSUER: "the certificate of {node} was issued by a placement that was revoked, and the node's first key "
-                    "isn't behind the request",
+    Refused.KEY: "the key that the token of {node} was used for isn't behind the request",
 }
 
 
@@ -127,20 +126,12 @@ class Enrolment:
             )
         key = proofs.key_of(request.request)
         record = await self._known(shown.caller.node)
-        refused = judge_renewal(record, shown.caller)
-        if refused is None and self._issuer_is_revoked(shown.issuer) and not _is_first(record, request):
-            refused = Refused.ISSUER
+        refused = judge_renewal(record, shown.caller, key=_first_key(request))
         if refused is not None:
             raise _refusal(refused, shown.caller.node)
         _log.info("renewed", for_node=shown.caller.node, enrolment=shown.caller.enrolment, peer=peer,
                   expired=now >= shown.ends_at)
         return self._authority.certify(key, shown.caller, lifetime_s=self._lifetime_s, now=now)
-
-    def _issuer_is_revoked(self, name: str) -> bool:
-        """What a revoked placement's intermediate signed says nothing: whoever has that can sign for any node."""
-        issuer = issuer_of(name)
-        record = self._records.get(issuer[0]) if issuer is not None else None
-        return issuer is not None and record is not None and record.revoked >= issuer[1]
 
     async def _known(self, node: str) -> NodeRecord | None:
         """By the copy, which may be as old as a certificate gets: without its store a region keeps its certificates.
@@ -154,7 +145,7 @@ class Enrolment:
                 "revoked", code=FaultCode.UNAVAILABLE, definite=True,
             )
         found = self._records.get(node)
-        if found is None:   # new, perhaps: only the store can say that there is none
+        if found is None or not found.key:      # new, perhaps: only the store can say that it isn't
             stored = await self._metadata.get(key_of(node))
             if stored is not None:
                 found = NodeRecord.decode(stored.value)
@@ -217,12 +208,12 @@ class Enrolment:
         return enrolment_pb2.Certificate(chain=chain)
 
 
-def _is_first(record: NodeRecord | None, request: enrolment_pb2.RenewRequest) -> bool:
-    """Whether the key that bought the node's token wants this: it is in the record, where no placement can forge it."""
-    if record is None or not request.first_key:
-        return False
+def _first_key(request: enrolment_pb2.RenewRequest) -> str:
+    """Fingerprint of the first key that is behind the request; empty: none is. Raises Fault (invalid)."""
+    if not request.first_key:
+        return ""
     key = proofs.parsed(request.first_key)
-    return proofs.fingerprint(key) == record.key and proofs.proves(key, request.request, request.first_proof)
+    return proofs.fingerprint(key) if proofs.proves(key, request.request, request.first_proof) else ""
 
 
 def _refusal(reason: Refused, node: str) -> Fault:

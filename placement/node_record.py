@@ -27,7 +27,7 @@ class Refused(enum.Enum):
     EXPIRED = "expired"
     USED = "used already"
     REVOKED = "revoked"
-    ISSUER = "issued by a revoked placement"
+    KEY = "without the first key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class NodeRecord:
     token: str = ""             # its digest; empty: none was given out (a placement issues for itself)
     expires: float = 0.0        # of the token
     used_at: float = 0.0        # when the token was used; 0: not yet
-    key: str = ""               # fingerprint of the key that it was used for: the node's first
+    key: str = ""               # fingerprint of the node's first key: what the last token that was used was used for
     revoked: int = 0            # certificates of enrolments up to this number are refused
 
     @property
@@ -80,26 +80,33 @@ def judge_token(record: NodeRecord | None, *, digest: str, key: str, now: float)
     return replace(record, used_at=now, key=key, revoked=max(record.revoked, record.enrolment - 1))
 
 
-def judge_renewal(record: NodeRecord | None, shown: Caller) -> Refused | None:
-    """None: the node may have another certificate of the same enrolment, whether or not the shown one has expired."""
+def judge_renewal(record: NodeRecord | None, shown: Caller, *, key: str) -> Refused | None:
+    """None: the node may have another certificate of the same enrolment, whether or not the shown one has expired.
+
+    ``key``: fingerprint of the first key that is behind the request; empty: none is. A certificate alone buys nothing:
+    a thief of any placement's intermediate could have made it, and what it buys would outlive that one's revocation.
+    """
     if record is None:
         return Refused.UNKNOWN
     if shown != replace(record, enrolment=shown.enrolment).caller or shown.enrolment > record.enrolment:
         return Refused.OTHER_NODE
     if record.revoked >= shown.enrolment:
         return Refused.REVOKED
+    bought = record.enrolment if record.used_at else record.enrolment - 1   # nothing came of a token that wasn't used
+    if not key or key != record.key or shown.enrolment > bought:
+        return Refused.KEY
     return None
 
 
 def with_token(record: NodeRecord | None, who: Caller, *, digest: str, expires: float) -> NodeRecord:
     """A new token for a node, under the next number: the token before it is worth nothing from here on.
 
-    Certificates of earlier enrolments go on until the new token is used.
+    Certificates of earlier enrolments go on, by the key that they came of, until the new token is used.
     """
     before = record or NodeRecord(node=who.node, service=who.service, az=who.az, host=who.host, enrolment=0)
     return NodeRecord(
         node=who.node, service=who.service, az=who.az, host=who.host, enrolment=before.enrolment + 1, token=digest,
-        expires=expires, revoked=before.revoked,
+        expires=expires, key=before.key, revoked=before.revoked,
     )
 
 

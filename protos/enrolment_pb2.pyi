@@ -62,7 +62,7 @@ class RenewRequest(_message.Message):
     first_key: _builtins.bytes
     """the key that the token was used for, SubjectPublicKeyInfo, DER"""
     first_proof: _builtins.bytes
-    """signature over the request under that key: needed where the issuer was revoked"""
+    """signature over the request under that key, which the node's record knows"""
     def __init__(
         self,
         *,

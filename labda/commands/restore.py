@@ -57,9 +57,13 @@ async def _restore(options: argparse.Namespace) -> "Summary":
 
 
 def _join(archived: bytes, stored: bytes) -> bytes:
-    """The newer of two records of a node, with what either of them revoked."""
+    """The newer of two records of a node, with what either of them revoked.
+
+    A first key that only one knows is what the node goes on with until the newer token is used.
+    """
     from placement.node_record import NodeRecord  # noqa: PLC0415
 
     both = [NodeRecord.decode(value) for value in (archived, stored)]
     newest = max(both, key=lambda record: (record.enrolment, record.used_at))
-    return replace(newest, revoked=max(record.revoked for record in both)).encode()
+    key = newest.key or next((record.key for record in both if record.key), "")
+    return replace(newest, key=key, revoked=max(record.revoked for record in both)).encode()

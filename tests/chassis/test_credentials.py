@@ -57,3 +57,16 @@ def test_what_a_revoked_placement_signed_is_worth_nothing():
     with pytest.raises(Fault, match="issued by placement-az1"):
         revoked.admit(WORKER, issuers[0])
     revoked.admit(WORKER, issuers[1])
+
+
+def test_for_an_operator_no_placement_signs():
+    root = Authority.create()
+    revoked = Credentials(root.issue(WORKER)).revoked
+    operator = Caller(service="operator", node="operator", az="az1", host="operator", enrolment=1)
+    for name in ("labda root CA", "labda root CA 2"):      # the second one replaced the first
+        revoked.admit(operator, Authority.create(name).common_name)
+    with pytest.raises(ValueError, match="a root's name"):
+        root.intermediate("root", 2)
+    with pytest.raises(Fault, match="the root's own") as caught:
+        revoked.admit(operator, root.intermediate("placement-az1").common_name)
+    assert (caught.value.code, caught.value.definite) == (FaultCode.DENIED, True)

@@ -298,6 +298,23 @@ async def test_what_a_revoked_placement_signed_is_refused_and_cut(region, kind):
     await server.close(0)
 
 
+async def test_an_operator_whom_a_placement_signed_for_is_refused_while_nobody_is_revoked(region):
+    """Who has stolen an intermediate would admit nodes of his own, whom its revocation doesn't reach."""
+    server = await GrpcNetwork(region.credentials(COUNTING)).serve("127.0.0.1:0", handlers())
+    operator = Caller(service="operator", node="operator", az="az1", host="operator", enrolment=1)
+    for issuer in (region.root, region.placements[0]):
+        channel = GrpcNetwork(Credentials(issuer.issue(operator))).connect(server.address, service="counting")
+        asked = channel.call(counting_rpc.GET_LIMITS, counting_pb2.GetLimitsRequest(), timeout_s=60)
+        if issuer is region.root:
+            assert (await asked).account_limit == 1
+        else:
+            with pytest.raises(Fault, match="the root's own") as caught:
+                await asked
+            assert (caught.value.code, caught.value.definite) == (FaultCode.DENIED, True)
+        await channel.close()
+    await server.close(0)
+
+
 async def test_calls_and_fetches_of_a_revoked_node_end_too(region):
     serving = region.credentials(COUNTING)
     network = GrpcNetwork(serving)

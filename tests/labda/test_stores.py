@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from chassis.certificates import Authority
 from frontend.auth.keys import PREFIX, AccessKey, Revoked, encode
 from labda import host
 from labda.__main__ import main
+from labda.commands.restore import _join
 from labda.launch import keep_root
 from labda.refusal import Status
 from labda.state import State
-from placement.node_record import NodeRecord, key_of
+from placement.node_record import NodeRecord, judge_renewal, key_of
 from storage.cipher import Cipher
 from tests.storage.contract import pieces
 
@@ -133,6 +135,15 @@ def test_a_key_that_was_revoked_since_the_backup_stays_revoked(state: State, tmp
         return {record.key: record.value for record in records}
 
     assert asyncio.run(found()) == marks
+
+
+def test_a_token_since_the_backup_leaves_the_node_its_renewals() -> None:
+    """The store was founded anew: what the operator's record knows of the token, and not of the key before it."""
+    archived = NodeRecord(node="n", service="worker", az="az1", host="h", token="d1", used_at=5.0, key="k1")
+    stored = NodeRecord(node="n", service="worker", az="az1", host="h", enrolment=2, token="d2", expires=9.0)
+    joined = NodeRecord.decode(_join(archived.encode(), stored.encode()))
+    assert joined == replace(stored, key="k1")
+    assert judge_renewal(joined, archived.caller, key="k1") is None
 
 
 def test_files_that_can_not_be_used_are_named(

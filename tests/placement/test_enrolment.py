@@ -1,7 +1,9 @@
 """Enrolment over real TLS on loopback: who gets a certificate, who doesn't, and what log and store say after."""
 
 import asyncio
+import contextlib
 import time
+from dataclasses import replace
 
 import pytest
 from cryptography import x509
@@ -13,16 +15,17 @@ from structlog.testing import capture_logs
 from chassis import open_network, proofs
 from chassis.certificates import Authority, new_key
 from chassis.clock import SystemClock
+from chassis.credentials import Revocations
 from chassis.faults import Fault, FaultCode
 from chassis.rpc import Caller
 from chassis.tokens import Token
 from placement import records
 from placement.attempts import ADDRESSES_MAX, FAILURES_MAX, RECOVER_S, Attempts
-from placement.node_record import REPEAT_S
+from placement.node_record import REPEAT_S, NodeRecord, key_of
 from protos import enrolment_pb2, enrolment_rpc
 from storage.faults import OutcomeUnknown, StoreUnavailable
 from storage.memory import MemoryMetadata
-from tests.placement.trust import WORKER, Region
+from tests.placement.trust import OPERATOR, WORKER, Region
 
 
 @pytest.fixture
@@ -200,8 +203,9 @@ async def test_without_the_store_nobody_enrols_and_everybody_renews(region):
 
 async def test_a_certificate_that_expired_long_ago_is_renewed_until_its_node_is_revoked(region):
     one, two = await region.placement("placement-az1"), await region.placement("placement-az2")
-    await region.enrol(await region.add(), one)
-    key, caller = new_key(), (await region.record()).caller
+    key = new_key()
+    await region.enrol(await region.add(), one, key=key)
+    caller = (await region.record()).caller
     expired = one.authority.certify(key.public_key(), caller, lifetime_s=60.0, now=time.time() - 8 * 86_400)
     assert region.read(expired).ends_at < time.time() - 7 * 86_400
     new = new_key()
@@ -238,28 +242,95 @@ async def test_certificates_that_are_not_renewed(region):
         await refused(region.renew(broken, key, placement), FaultCode.INVALID)
 
 
-async def test_what_a_revoked_placement_issued_is_worth_nothing(region):
+async def test_what_a_thief_signs_with_an_intermediate_buys_nothing_before_its_revocation_or_after(region):
+    """Another placement would vouch for him otherwise, and its word would outlive the revocation."""
     thief, other = await region.placement("placement-az1"), await region.placement("placement-az2")
-    who = Caller(service="placement", node="placement-az1", az="az1", host="placement-az1")
-    await other.as_operator(enrolment_rpc.ADMIT, enrolment_pb2.AdmitRequest(
-        node=who.node, service=who.service, az=who.az, host=who.host
-    ))
+    for who in (OPERATOR, Caller(service="placement", node="placement-az1", az="az1", host="placement-az1"),
+                Caller(service="placement", node="placement-az2", az="az1", host="placement-az2")):
+        await found(region, who)
+    await region.enrol(await region.add(), other, key=(first := new_key()))
     key = new_key()
-    await region.enrol(await region.add(), other)
-    made_up = thief.authority.certify(key.public_key(), (await region.record()).caller, lifetime_s=100.0)
-    assert region.read(await region.renew(made_up, key, other)).issuer == "labda placement-az2 CA 1"
+    made_up = [
+        thief.authority.certify(key.public_key(), replace(who, enrolment=1), lifetime_s=100.0)
+        for who in (WORKER, OPERATOR, Caller(service="placement", node="placement-az2", az="az1", host="placement-az2"))
+    ]
+
+    async def launder():
+        for chain in made_up:
+            for changed in (
+                {"first_key": b"", "first_proof": b""},
+                {},                                                     # a first key of his own making
+                {"first_key": proofs.spelled(first.public_key())},      # one that he has only heard of
+            ):
+                said = await refused(region.renew(chain, key, other, **changed))
+                assert "isn't behind the request" in said
+                other.clock.ahead_s += RECOVER_S    # he has the patience
+
+    await launder()
     await other.as_operator(enrolment_rpc.REVOKE, enrolment_pb2.RevokeRequest(node="placement-az1"))
-    assert "first key isn't behind the request" in await refused(region.renew(made_up, key, other))
-    request = proofs.request(new_key())
-    for first, signer in ((key, key), (None, key)):     # a first key of his own making; none
-        asked = enrolment_pb2.RenewRequest(
-            certificate=made_up, request=request, proof=proofs.prove(key, request),
-            first_key=proofs.spelled(first.public_key()) if first else b"", first_proof=proofs.prove(signer, request),
-        )
-        call = open_network.call(
-            other.trust.address, "placement", enrolment_rpc.RENEW, asked, roots=region.root.pem, timeout_s=60
-        )
-        assert "first key isn't behind the request" in await refused(call)
+    await launder()
+    assert "renew granted" not in other.outcomes
+
+
+async def test_what_a_stolen_intermediate_bought_ends_with_it_and_honest_nodes_go_on(region):
+    """To the end: who is admitted anywhere once the revocation was heard, and renewed."""
+    stolen, other = await region.placement("placement-az1"), await region.placement("placement-az2")
+    await found(region, Caller(service="placement", node="placement-az1", az="az1", host="placement-az1"))
+    first, key = new_key(), new_key()
+    honest = await region.enrol(await region.add(), stolen, key=first)
+    has = [(stolen.authority.certify(key.public_key(), replace(WORKER, enrolment=1), lifetime_s=100.0), key)]
+    with contextlib.suppress(Fault):
+        has.append((await region.renew(*has[0], other, key=(laundered := new_key())), laundered))
+    await other.as_operator(enrolment_rpc.REVOKE, enrolment_pb2.RevokeRequest(node="placement-az1"))
+    heard = Revocations()
+    heard.add(other.trust.records.revoked)
+    for chain, its_key in has:
+        shown = region.read(chain)
+        with pytest.raises(Fault, match="was revoked"):
+            heard.admit(shown.caller, shown.issuer)
+        await refused(region.renew(chain, its_key, other))
+    new = new_key()
+    renewed = await region.renew(honest, first, other, key=new)
+    again = region.read(await region.renew(renewed, new, other, first=first))
+    heard.admit(again.caller, again.issuer)
+    assert (again.caller.enrolment, again.issuer) == (1, "labda placement-az2 CA 1")
+
+
+async def test_an_unused_token_leaves_a_node_its_renewals_whoever_signed_its_certificate(region):
+    one, other = await region.placement("placement-az1"), await region.placement("placement-az2")
+    await found(region, Caller(service="placement", node="placement-az1", az="az1", host="placement-az1"))
+    first, second, thiefs = new_key(), new_key(), new_key()
+    chain = await region.enrol(await region.add(), one, key=first)
+    await other.as_operator(enrolment_rpc.REVOKE, enrolment_pb2.RevokeRequest(node="placement-az1"))
+    token = Token.draw(WORKER.node, region.root.pem)
+    await other.as_operator(enrolment_rpc.ADMIT, enrolment_pb2.AdmitRequest(
+        node=WORKER.node, service=WORKER.service, az=WORKER.az, host=WORKER.host, token=token.digest,
+        expires=time.time() + 100,
+    ))
+    assert region.read(await region.renew(chain, first, other)).caller.enrolment == 1
+    # Not one of the enrolment to come: who has the first key and an intermediate would be in before the token is used.
+    ahead = one.authority.certify(thiefs.public_key(), replace(WORKER, enrolment=2), lifetime_s=100.0)
+    assert "isn't behind the request" in await refused(region.renew(ahead, thiefs, other, first=first))
+    chain = await region.enrol(token, other, key=second)
+    assert region.read(await region.renew(chain, second, other)).caller.enrolment == 2
+    assert "isn't behind the request" in await refused(region.renew(chain, second, other, first=first))
+    assert "isn't behind the request" in await refused(region.renew(ahead, thiefs, other, first=first))
+
+
+async def test_a_placement_asks_the_store_about_who_enrolled_elsewhere_a_moment_ago(region):
+    knows, behind = await region.placement("placement-az1"), await region.placement("placement-az2")
+    token, key = await region.add(), new_key()
+    unused = await region.record()
+    chain = await region.enrol(token, knows, key=key)
+    behind.trust.records.get = lambda _: unused
+    assert region.read(await region.renew(chain, key, behind)).caller.enrolment == 1
+
+
+async def found(region, who):
+    """A record as founding writes it for who gets no token."""
+    record = NodeRecord(node=who.node, service=who.service, az=who.az, host=who.host)
+    await region.store.put(key_of(who.node), record.encode(), expected=0)
+    await until(lambda: all(placement.trust.records.get(who.node) == record for placement in region.placements))
 
 
 async def test_who_fails_too_often_is_not_looked_at_for_a_while(region):

@@ -73,6 +73,28 @@ async def test_a_crash_before_the_answer_is_kept_costs_no_token(region, tmp_path
         await region.process(other, token=late).start()
 
 
+async def test_a_renewal_after_a_lost_answer_leaves_the_newer_tokens_key(region, tmp_path):
+    """A placement that hasn't heard of the token's use renews the older enrolment once more."""
+    behind, knows = await region.placement("placement-az1"), await region.placement("placement-az2")
+    async with ended(process := region.process(token=await region.add())):
+        await process.start()
+    keep = Keep(tmp_path / WORKER.node)
+    newer = await region.add()
+    unused = await region.record()
+    key = keep.first_key(newer.digest)
+    kept = keep.read()
+    assert kept is not None
+    await region.enrol(newer, knows, key=key)       # the answer is lost
+    behind.trust.records.get = lambda _: unused
+    renewed = new_key()
+    chain = await region.renew(kept.chain, kept.key, behind, key=renewed, first=kept.first)
+    keep.write(replace(kept, key=renewed, chain=chain))
+    async with ended(process := region.process(token=newer)):
+        found = shown(region, await process.start())
+    assert (found.caller.enrolment, proofs.fingerprint(found.key)) == (2, proofs.fingerprint(key.public_key()))
+    assert not (tmp_path / WORKER.node / "joining.pem").exists()
+
+
 async def test_a_process_waits_for_whoever_serves_enrolment(region):
     placement = await region.placement()
     token = await region.add()
@@ -139,8 +161,9 @@ async def test_a_record_that_says_somebody_else_is_not_taken(region):
 
 async def test_after_a_week_the_kept_certificate_buys_a_new_one(region, tmp_path):
     placement = await region.placement()
-    await region.enrol(await region.add(), placement)
-    key, caller = new_key(), (await region.record()).caller
+    key = new_key()
+    await region.enrol(await region.add(), placement, key=key)
+    caller = (await region.record()).caller
     long_ago = time.time() - 7 * 86_400
     old = placement.authority.certify(key.public_key(), caller, lifetime_s=86_400.0, now=long_ago)
     Keep(tmp_path / WORKER.node).write(Kept(token="", first=key, key=key, chain=old))

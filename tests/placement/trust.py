@@ -130,11 +130,15 @@ class Region:
             roots=self.root.pem, timeout_s=60,
         )).chain
 
-    async def renew(self, chain, old, placement, *, key=None, proof=None):
-        request = proofs.request(key or new_key())
+    async def renew(self, chain, old, placement, *, key=None, first=None, **changed):
+        """``first``: the node's first key; None: the old one is, of a certificate that its token bought."""
+        request, first = proofs.request(key or new_key()), first or old
+        fields = {
+            "certificate": chain, "request": request, "proof": proofs.prove(old, request),
+            "first_key": proofs.spelled(first.public_key()), "first_proof": proofs.prove(first, request),
+        }
         return (await open_network.call(
-            placement.trust.address, "placement", enrolment_rpc.RENEW,
-            enrolment_pb2.RenewRequest(certificate=chain, request=request, proof=proof or proofs.prove(old, request)),
+            placement.trust.address, "placement", enrolment_rpc.RENEW, enrolment_pb2.RenewRequest(**fields | changed),
             roots=self.root.pem, timeout_s=60,
         )).chain
 

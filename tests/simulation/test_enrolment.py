@@ -2,7 +2,7 @@
 
 In virtual time, everything drawn from a seed. Whatever happens: a token buys certificates for one key only; every
 process whose token wasn't stolen first gets its certificate; whom the store calls revoked, nobody who hears the store
-renews.
+renews; what a thief signed with a placement's intermediate nobody renews.
 """
 
 import asyncio
@@ -132,7 +132,8 @@ class Process:
             key, n = new_key(), world.rng.randrange(PLACEMENTS)
             request = proofs.request(key)
             ask = enrolment_pb2.RenewRequest(
-                certificate=chain, request=request, proof=proofs.prove(self.key, request)
+                certificate=chain, request=request, proof=proofs.prove(self.key, request),
+                first_key=proofs.spelled(self.first.public_key()), first_proof=proofs.prove(self.first, request),
             )
             began = world.clock.monotonic()
             try:
@@ -155,6 +156,26 @@ class Process:
             return answer
 
 
+async def forge(world):
+    """Who has one placement's intermediate signs for any node with it, and asks for another one's word."""
+    while True:
+        await asyncio.sleep(world.rng.uniform(1.0, 5.0))
+        node, key, n = f"worker-az1-{world.rng.randrange(NODES) + 1}", new_key(), world.rng.randrange(PLACEMENTS)
+        who = Caller(service="worker", node=node, az="az1", host=f"h{int(node[-1]) - 1}", enrolment=1)
+        request = proofs.request(key)
+        proof = proofs.prove(key, request)
+        ask = enrolment_pb2.RenewRequest(
+            certificate=INTERMEDIATES[0].certify(key.public_key(), who, lifetime_s=LIFETIME_S, now=world.clock.wall()),
+            request=request, proof=proof, first_key=proofs.spelled(key.public_key()), first_proof=proof,
+        )
+        try:
+            await world.ask(n, lambda placement, ask=ask: placement.renew(ask, "ipv4:10.0.2.1:1"))
+        except Fault as fault:
+            world.tell("forged", node, n, str(fault.code))
+        else:
+            world.wrong.append(f"{n} renewed what a thief signed for {node}")
+
+
 async def story(loop, seed):
     world = World(loop, seed)
     rng = world.rng
@@ -175,6 +196,7 @@ async def story(loop, seed):
     for n, records in enumerate(world.records):
         world.tasks.start(records.follow(), name=f"records {n}")
     world.tasks.start(world.cut_links(), name="cuts")
+    world.tasks.start(forge(world), name="forger")
     await asyncio.sleep(rng.uniform(20.0, 60.0))
     victim = f"worker-az1-{rng.randrange(NODES) + 1}"
     operator = Caller(service="operator", node="operator", az="az1", host="operator")
