@@ -7,8 +7,8 @@ import enum
 from dataclasses import dataclass
 
 from worker import failures
-from worker.runtime_process import AskedNext, Doomed, Ended, InitFailed, RuntimeProcess, TimeUp
-from worker.sandbox.driver import InvalidEntrypoint, ProcessExit
+from worker.runtime_process import AskedNext, Doomed, Ended, Gone, InitFailed, RuntimeProcess, TimeUp
+from worker.sandbox.driver import InvalidEntrypoint, ProcessExit, SandboxGone
 
 
 class InitOutcome(enum.Enum):
@@ -61,6 +61,8 @@ async def initialise(process: RuntimeProcess, limit_s: float) -> Init | None:
             init = _init(process, InitOutcome.EXITED, error_type=failures.exit_type(ending), ending=ending)
         case TimeUp():
             init = _init(process, InitOutcome.TIMEOUT)
+        case Gone(message=message):
+            raise SandboxGone(message)
         case Doomed():
             return None
         case signal:

@@ -21,6 +21,7 @@ from worker.runtime_process import (
     Doomed,
     Ended,
     Failed,
+    Gone,
     InitFailed,
     Oversized,
     Responded,
@@ -138,7 +139,10 @@ class _Sink(StreamSink):
 async def invoke(
     env: Environment, order: InvocationOrder, reply: Reply, feed: Callable[[m.Event], None]
 ) -> None:
-    """Runs it. Every way out feeds ResultOut, then InvocationEnded; a failing driver is fed as SandboxBroken."""
+    """Runs it. Every way out feeds ResultOut, then InvocationEnded; a failing driver is fed as SandboxBroken.
+
+    Only where the driver can't say that nothing runs any more there is no InvocationEnded: raises SandboxFault.
+    """
     clock, process, output = env.timing.clock, env.process, env.process.output
     sandbox, cause = process.sandbox.spec.sandbox, order.invocation
     first, env.runs = env.runs == 0, env.runs + 1
@@ -224,6 +228,8 @@ async def _run(
             return _failed(failures.timed_out(order.request_id, order.timeout_s), streamed=sink.used)
         case Ended(ending=ending):
             return _failed(failures.exited(order.request_id, ending), streamed=sink.used)
+        case Gone(message=message):
+            return _failed(failures.platform(order.request_id, message), streamed=sink.used)
         case Doomed() | AskedNext() | InitFailed() as signal:
             # What runs is never killed by an order to destroy, and the Runtime API refuses the other two here.
             raise AssertionError(f"{signal} while {order.invocation} runs")
@@ -260,6 +266,8 @@ async def _died(env: Environment, order: InvocationOrder) -> Outcome:
     match await env.process.hear(1.0):
         case Ended(ending=ending):
             return _failed(failures.exited(order.request_id, ending))
+        case Gone(message=message):
+            return _failed(failures.platform(order.request_id, message))
         case _:
             return _failed(failures.platform(order.request_id, "the runtime no longer asks for events"))
 
@@ -267,7 +275,10 @@ async def _died(env: Environment, order: InvocationOrder) -> Outcome:
 async def _end(
     env: Environment, order: InvocationOrder, outcome: Outcome, began: float, feed: Callable[[m.Event], None]
 ) -> Outcome:
-    """Until nothing of the invocation runs: the runtime asks again, or its processes are killed."""
+    """Until nothing of the invocation runs: the runtime asks again, or its processes are killed.
+
+    Raises SandboxFault where nobody can say so: then it counts as running until this process ends (invariant 1).
+    """
     process, clock = env.process, env.timing.clock
     sandbox = process.sandbox.spec.sandbox
     if not outcome.reset:
@@ -278,6 +289,8 @@ async def _end(
                 outcome = _late(outcome, failures.timed_out(order.request_id, order.timeout_s))
             case Ended(ending=ending):
                 outcome = _late(outcome, failures.exited(order.request_id, ending))
+            case Gone(message=message):
+                outcome = _late(outcome, failures.platform(order.request_id, message))
             case signal:
                 outcome = _late(outcome, failures.platform(order.request_id, f"{type(signal).__name__} after the end"))
     feed(m.ResetBegun(sandbox=sandbox, cause=order.invocation))
@@ -285,6 +298,7 @@ async def _end(
         await process.kill()
     except SandboxFault as fault:
         feed(m.SandboxBroken(sandbox=sandbox, reason=fault.message, cause=order.invocation))
+        await process.sandbox.destroy()     # what could not be killed may run on until nothing is left
     return outcome
 
 

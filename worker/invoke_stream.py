@@ -4,6 +4,7 @@ Owns reassembly, credit and the bounds per invocation and per stream, so that ne
 doesn't read holds up the others. Refuses to know what starts and what doesn't: whole starts go to the agent.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -157,14 +158,18 @@ class InvokeStream:
 class StreamReply:
     """The way back of one invocation: Response, Chunks within the credit, Result, End; in that order."""
 
-    __slots__ = ("_after", "_buffer", "_done", "_drained", "_last", "_offset", "_stream", "_window", "invocation")
+    __slots__ = (
+        "_after", "_buffer", "_done", "_drained", "_last", "_offset", "_stream", "_waiting_bytes", "_window",
+        "invocation",
+    )
 
     def __init__(self, stream: InvokeStream, invocation: str) -> None:
         self.invocation = invocation
         self._stream = stream
         self._window = WINDOW_BYTES
-        self._buffer: list[bytes] = []
-        self._offset = 0
+        self._buffer: deque[bytes | bytearray] = deque()
+        self._offset = 0            # of the first in the buffer, how much has gone out
+        self._waiting_bytes = 0     # of all in the buffer, what has not
         self._last = False          # what is buffered is all
         self._done = True           # nothing waits before what follows
         self._after: list[worker_pb2.InvokeFrame] = []
@@ -187,21 +192,15 @@ class StreamReply:
         else:
             self._stream.put(frame)
             self._done, self._last = False, True
-            self._buffer.append(body)
-            self._stream.waiting_bytes += len(body)
-            self._bound()
-            self._pump()
+            self._wait(body)
 
     def chunk(self, data: bytes) -> int:
         if self._done:
             self._done = False
             response = _Frame.Response(content_type="application/octet-stream")
             self._stream.put(_Frame(invocation=self.invocation, response=response))
-        self._buffer.append(data)
-        self._stream.waiting_bytes += len(data)
-        self._bound()
-        self._pump()
-        return self.waiting_bytes
+        self._wait(data)
+        return self._waiting_bytes
 
     def finish_stream(self) -> None:
         self._last = True
@@ -220,9 +219,20 @@ class StreamReply:
         self._window += count
         self._pump()
 
-    @property
-    def waiting_bytes(self) -> int:
-        return sum(map(len, self._buffer)) - self._offset
+    def _wait(self, data: bytes) -> None:
+        buffer, size = self._buffer, len(data)
+        if not buffer or size >= CHUNK_BYTES:
+            buffer.append(data)
+        else:   # a function chooses the pieces of its stream: small ones wait, and go out, together
+            last = buffer[-1]
+            if isinstance(last, bytes) or len(last) >= CHUNK_BYTES:
+                last = bytearray()
+                buffer.append(last)
+            last += data
+        self._waiting_bytes += size
+        self._stream.waiting_bytes += size
+        self._bound()
+        self._pump()
 
     def _put_after(self, frame: worker_pb2.InvokeFrame) -> None:
         self._after.append(frame)
@@ -245,18 +255,19 @@ class StreamReply:
             self._forget()
         while self._buffer and self._window:
             head = self._buffer[0]
-            data = head[self._offset:self._offset + min(CHUNK_BYTES, self._window)]
+            data = bytes(head[self._offset:self._offset + min(CHUNK_BYTES, self._window)])
             self._offset += len(data)
             if self._offset == len(head):
-                self._buffer.pop(0)
+                self._buffer.popleft()
                 self._offset = 0
             self._window -= len(data)
+            self._waiting_bytes -= len(data)
             self._stream.waiting_bytes -= len(data)
             self._send(data, last=self._last and not self._buffer)
         if self._last and not self._buffer and not self._done:
             self._send(b"", last=True)  # a stream whose last piece went out before it was known to be the last
         self._flush_after()
-        if self._drained is not None and self.waiting_bytes < DRAINED_BYTES:
+        if self._drained is not None and self._waiting_bytes < DRAINED_BYTES:
             callback, self._drained = self._drained, None
             callback()
 
@@ -265,9 +276,9 @@ class StreamReply:
         self._stream.put(_Frame(invocation=self.invocation, chunk=_Frame.Chunk(data=data, last=last)))
 
     def _forget(self) -> None:
-        self._stream.waiting_bytes -= self.waiting_bytes
+        self._stream.waiting_bytes -= self._waiting_bytes
         self._buffer.clear()
-        self._offset = 0
+        self._offset = self._waiting_bytes = 0
         self._done = True
 
     def _bound(self) -> None:

@@ -13,7 +13,7 @@ from chassis.process import Tasks
 from worker.function_output import FunctionOutput
 from worker.runtime_api.answers import Event
 from worker.runtime_api.session import RuntimeSession
-from worker.sandbox.driver import Output, ProcessExit, Sandbox, SandboxGone
+from worker.sandbox.driver import DriverEnded, Output, ProcessExit, Sandbox, SandboxGone
 
 FLOOD_PAUSE_S = 0.01
 SETTLE_CHUNKS = 32
@@ -57,6 +57,13 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """The whole sandbox went, by itself: nothing of it runs any more, and nothing of it will."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimeUp:
     pass
 
@@ -66,7 +73,7 @@ class Doomed:
     """The sandbox is about to be destroyed."""
 
 
-Signal = AskedNext | Responded | Oversized | Failed | InitFailed | Ended | TimeUp | Doomed
+Signal = AskedNext | Responded | Oversized | Failed | InitFailed | Ended | Gone | TimeUp | Doomed
 
 
 class StreamSink:
@@ -203,13 +210,16 @@ class RuntimeProcess:
             await asyncio.sleep(FLOOD_PAUSE_S if self.output.exhausted else 0)
 
     async def _watch(self, number: int) -> None:
+        signal: Signal
         try:
-            ending = await self.sandbox.exited()
-        except SandboxGone:
-            return
+            signal = Ended(await self.sandbox.exited())
+        except DriverEnded:
+            return  # it may run on: nobody is told that it ended
+        except SandboxGone as gone:
+            signal = Gone(gone.message)
         if number == self._number:
             self.up = False
-            self._put(Ended(ending))
+            self._put(signal)
 
 
 def _settle(future: "asyncio.Future[None]") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox.conftest import DEADLINE_S, Ground, left_behind, loops_of, missing, start_ground
-from worker.sandbox.driver import CodeMissing, InvalidEntrypoint, SandboxFault, SandboxGone, SandboxSpec
+from worker.sandbox.driver import CodeMissing, DriverEnded, InvalidEntrypoint, SandboxFault, SandboxGone, SandboxSpec
 
 BOOTSTRAP = """#!/bin/sh
 set -eu
@@ -167,6 +167,29 @@ async def test_destroy_leaves_nothing(ground: Ground) -> None:
         await made.sandbox.exited()
 
 
+async def test_a_sandbox_that_ends_by_itself_is_said_to_be_gone_when_nothing_of_it_runs(ground: Ground) -> None:
+    made = await ground.running(memory_mb=512)
+    await made.probe(
+        "import subprocess, sys\n"
+        "for _ in range(8):\n"
+        "    code = 'import time; kept = bytearray(32 << 20); print(flush=True); time.sleep(1000)'\n"
+        "    subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE).stdout.readline()"
+    )
+    first, = _children(ground.process.pid)
+    inside = _children(first)
+    inside += [pid for parent in inside for pid in _children(parent)]
+    assert len(inside) == 9     # the runtime and what it started
+    waiter = asyncio.create_task(made.sandbox.exited())
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(SandboxGone) as caught:
+        async with asyncio.timeout(DEADLINE_S):
+            await waiter
+    assert [pid for pid in inside if _alive(pid)] == []
+    assert not isinstance(caught.value, DriverEnded)
+    await made.sandbox.destroy()
+    assert await (await ground.running()).probe("out = 1") == 1
+
+
 async def test_death_of_the_agent_takes_everything_away(ground: Ground) -> None:
     made = await ground.running()
     await made.probe("out = 1")
@@ -188,7 +211,7 @@ async def test_a_spawners_death_ends_every_sandbox_and_the_next_one_sweeps(tmp_p
     assert pids
     waiter = asyncio.create_task(made.sandbox.exited())
     first.process.kill()
-    with pytest.raises(SandboxGone):
+    with pytest.raises(DriverEnded):
         async with asyncio.timeout(DEADLINE_S):
             await waiter
     assert first.driver.ended

@@ -10,7 +10,7 @@ from simulation.loop import VirtualClock, VirtualLoop, run
 from simulation.sandbox_driver import MemoryDriver
 from tests.worker.region import SESSION, Frame, Order, Region
 from worker import messages as m
-from worker.sandbox.driver import SandboxFault
+from worker.sandbox.driver import DriverEnded, SandboxFault
 
 
 def in_region(**config):
@@ -307,6 +307,89 @@ async def test_a_build_that_fails_as_its_end_is_ordered_is_no_bug(region):
     assert bugs == []
     assert region.worker.agent.lives == {}
     assert region.worker.agent.core.memory_free_mb == 1024
+
+
+@in_region()
+async def test_a_sandbox_that_goes_by_itself_ends_what_runs_on_it_at_once(region):
+    await region.ready(handler="sleep", timeout_s=900)
+    await region.client.send(start_frame("i1", region.start(payload=b"800")))
+    await asyncio.sleep(1)
+    await region.driver.sandboxes["s1"].destroy()   # nobody here asked for it
+    answer = await region.client.answer("i1")
+    assert region.clock.monotonic() < 10, "the function would sleep on"
+    assert answer.json == {"errorType": "Sandbox.Failure", "errorMessage": "RequestId: i1 Error: s1 was destroyed"}
+    assert answer.kinds == ["response", "result", "end"]
+    assert answer.result.status == "failure"
+    assert log_of(region)[-1].endswith("\tStatus: failure\n")
+    assert (await region.news("gone")).reason == "s1 was destroyed"
+    assert region.worker.agent.lives == {}
+    assert region.worker.agent.core.memory_free_mb == 1024
+
+
+@in_region()
+async def test_a_sandbox_that_goes_by_itself_during_init_is_broken(region):
+    await region.create(handler="slow_init", timeout_s=900, on_demand=False)
+    await asyncio.sleep(1)
+    await region.driver.sandboxes["s1"].destroy()
+    assert (await region.news("gone")).reason == "s1 was destroyed"
+    assert region.clock.monotonic() < 10, "the init would go on"
+
+
+@in_region()
+async def test_what_cannot_be_killed_runs_until_its_sandbox_is_seen_gone(region):
+    await region.ready(handler="sleep", timeout_s=3)
+    sandbox = region.driver.sandboxes["s1"]
+    destroy, asked, seen = sandbox.destroy, asyncio.Event(), asyncio.Event()
+
+    async def kill():
+        raise SandboxFault("no such process", definite=True)
+
+    async def destroy_slowly():
+        asked.set()
+        await seen.wait()
+        await destroy()
+
+    sandbox.kill, sandbox.destroy = kill, destroy_slowly
+    await region.client.send(start_frame("i1", region.start(payload=b"800")))
+    kinds = [(await region.client.next("i1")).WhichOneof("frame") for _ in range(2)]
+    assert kinds == ["response", "result"]
+    await asyncio.wait_for(asked.wait(), 10)
+    await asyncio.sleep(10)
+    assert region.client.of("i1").empty()
+    assert region.worker.agent.core.slots["s1"].running
+    seen.set()
+    assert (await region.client.next("i1")).WhichOneof("frame") == "end"
+    assert (await region.news("gone")).reason == "no such process"
+
+
+@in_region()
+async def test_what_a_lost_driver_ran_is_never_said_to_have_ended(region):
+    create, lost = region.driver.create, asyncio.Event()
+
+    async def created(spec):
+        sandbox = await create(spec)
+
+        async def exited():
+            await lost.wait()
+            raise DriverEnded("the spawner is gone")
+
+        async def refused():
+            raise DriverEnded("the spawner is gone")
+
+        sandbox.exited, sandbox.kill, sandbox.destroy = exited, refused, refused
+        return sandbox
+
+    region.driver.create = created
+    await region.ready(handler="sleep", timeout_s=3)
+    await region.client.send(start_frame("i1", region.start(payload=b"800")))
+    await asyncio.sleep(1)
+    lost.set()
+    kinds = [(await region.client.next("i1")).WhichOneof("frame") for _ in range(2)]
+    assert kinds == ["response", "result"]
+    await asyncio.sleep(10)
+    assert region.client.of("i1").empty()
+    assert region.worker.agent.core.slots["s1"].running
+    region.driver.sandboxes.clear()     # the driver's own end would wait for it
 
 
 @in_region()

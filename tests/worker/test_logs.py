@@ -14,7 +14,7 @@ from chassis.grpc_network import MESSAGE_BYTES_MAX
 from tests.worker.region import Frame
 from tests.worker.test_core import HELLO
 from worker.function_output import LINE_BYTES_MAX, FunctionOutput
-from worker.invoke_stream import InvokeStream, StreamReply
+from worker.invoke_stream import WINDOW_BYTES, InvokeStream, StreamReply
 from worker.logs import FunctionLogs, MemoryFiles, RotatedFiles
 from worker.messages import FunctionSettings
 from worker.platform_lines import Lines, Report
@@ -373,4 +373,37 @@ async def test_a_streamed_response_goes_out_as_credit_allows():
     assert stream.replies == {}
     assert stream.waiting_bytes == 0
     assert isinstance(sent.frames[0], Frame)
+    writer.cancel()
+
+
+class Piece(bytes):
+    """Counts how often its length is asked for."""
+
+    asked = 0
+
+    def __len__(self):
+        Piece.asked += 1
+        return super().__len__()
+
+
+async def test_tiny_pieces_that_wait_for_credit_are_counted_once_and_go_out_together():
+    sent: Any = Sent()
+    nobody: Any = None
+    stream = InvokeStream(number=1, frontend="f", stream=sent, starter=nobody, incarnation=nobody)
+    writer = asyncio.get_running_loop().create_task(stream.outbox.run())
+    reply = StreamReply(stream, "i1")
+    assert reply.chunk(b"a" * WINDOW_BYTES) == 0
+    await asyncio.sleep(0.01)
+    before, Piece.asked = len(sent.frames), 0
+    waiting = [reply.chunk(Piece(b"bc")) for _ in range(2000)]
+    assert waiting == list(range(2, 4002, 2))
+    assert Piece.asked <= 10 * 2000
+    reply.credit(1001)
+    await asyncio.sleep(0.01)
+    reply.finish_stream()
+    reply.credit(10_000)
+    await asyncio.sleep(0.01)
+    assert b"".join(frame.chunk.data for frame in sent.frames[before:]) == b"bc" * 2000
+    assert len(sent.frames) - before <= 4
+    assert stream.waiting_bytes == 0
     writer.cancel()

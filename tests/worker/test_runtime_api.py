@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 
+from simulation.loop import run
 from worker.runtime_api import connection as connection_module
 from worker.runtime_api.answers import BODY_BYTES_MAX, Event
+from worker.runtime_api.connection import HEADER_BYTES_MAX
 from worker.runtime_api.session import CONNECTIONS_MAX, RuntimeSession
 from worker.runtime_api.states import TRANSITIONS, ApiState
 
@@ -101,6 +104,54 @@ async def api():
         with contextlib.suppress(ConnectionError):
             await http.writer.wait_closed()
     await server.wait_closed()
+
+
+class Wire(asyncio.Transport):
+    """A connection's transport without a network: keeps what is answered."""
+
+    def __init__(self, session):
+        super().__init__()
+        self.connection = session.connection()
+        self.answers = b""
+        self.closed = False
+        self.connection.connection_made(self)
+
+    def is_closing(self):
+        return self.closed
+
+    def write(self, data):
+        self.answers += data
+
+    def close(self):
+        self.closed = True
+
+    abort = close
+
+    def feed(self, data, read_bytes=65_536):
+        """As reads of a socket would bring it; ends with the connection. Returns how many bytes were taken."""
+        taken = 0
+        while taken < len(data) and not self.closed:
+            piece = data[taken:taken + read_bytes]
+            taken += len(piece)
+            self.connection.data_received(piece)
+        return taken
+
+    def drop(self):
+        self.connection.connection_lost(None)
+
+
+def given_to(session, wire, *, streaming=False):
+    wire.feed(f"GET {INVOCATION}/next HTTP/1.1\r\n\r\n".encode())
+    session.deliver(EVENT, streaming=streaming)
+    wire.answers = b""
+
+
+def chunked(method, path, body, *, size, head=""):
+    """A request whose body has chunks of so many bytes."""
+    pieces = [body[start:start + size] for start in range(0, len(body), size)]
+    return f"{method} {path} HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n".encode() + b"".join(
+        b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces
+    ) + b"0\r\n\r\n"
 
 
 async def given_an_event(session, http, *, streaming=False, event=EVENT):
@@ -196,6 +247,73 @@ async def test_streaming(api):
     assert heard[1:] == [("streamed", b"abc"), ("streamed", b"de"), ("failed", "Runtime.Late", b"")]
 
 
+async def test_what_is_streamed_in_tiny_chunks_is_passed_on_once_per_read():
+    heard = Heard()
+    session = RuntimeSession(heard)
+    wire = Wire(session)
+    given_to(session, wire, streaming=True)
+    body = bytes(range(256)) * 200
+    mode = "Lambda-Runtime-Function-Response-Mode: streaming\r\n"
+    request = chunked("POST", f"{INVOCATION}/id-1/response", body, size=1, head=mode)
+    wire.feed(request)
+    assert wire.answers.startswith(b"HTTP/1.1 202 ")
+    assert heard[-1] == ("responded", b"", "application/json")
+    pieces = [piece for _, piece in heard[1:-1]]
+    assert b"".join(pieces) == body
+    assert {type(piece) for piece in pieces} == {bytes}
+    assert len(pieces) == -(-len(request) // 65_536)
+
+
+async def test_what_was_streamed_before_a_request_breaks_is_passed_on():
+    heard = Heard()
+    session = RuntimeSession(heard)
+    wire = Wire(session)
+    given_to(session, wire, streaming=True)
+    mode = "Lambda-Runtime-Function-Response-Mode: streaming\r\n"
+    request = chunked("POST", f"{INVOCATION}/id-1/response", b"abc", size=1, head=mode)
+    wire.feed(request.removesuffix(b"0\r\n\r\n") + b"no chunk\r\n")
+    wire.drop()
+    assert heard[1:] == [("streamed", b"abc"), ("failed", "Runtime.TruncatedResponse", b"")]
+
+
+@pytest.mark.parametrize(("method", "path", "kept"), [
+    ("POST", "/nowhere", False), ("GET", "/2018-06-01/ping", False), ("PUT", "/2022-07-01/telemetry", False),
+    ("POST", f"{INVOCATION}/id-2/response", False), ("POST", f"{INVOCATION}/id-1/response", True),
+    ("POST", f"{INVOCATION}/id-1/error", True),
+])
+async def test_a_body_costs_its_size_where_it_has_a_use_and_else_nothing(method, path, kept):
+    heard = Heard()
+    session = RuntimeSession(heard)
+    wire, poster = Wire(session), Wire(session)
+    given_to(session, wire)
+    body = b"xy" * 100_000
+    request = chunked(method, path, body, size=2).removesuffix(b"0\r\n\r\n")
+    tracemalloc.start()
+    try:
+        poster.feed(request)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200_000 + kept * 2 * len(body)
+    poster.feed(b"0\r\n\r\n")
+    assert poster.answers != b""
+    assert (heard[-1][1:] in {(body, "application/json"), ("Runtime.Unknown", body)}) is kept
+
+
+async def test_one_init_error_at_a_time_is_read():
+    heard = Heard()
+    session = RuntimeSession(heard)
+    first, second = Wire(session), Wire(session)
+    head = b"POST /2018-06-01/runtime/init/error HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
+    first.feed(head + b"{")
+    second.feed(head + b"{}")
+    assert b"InvalidStateTransition" in second.answers
+    first.drop()
+    second.feed(head + b"{}")
+    assert second.answers.count(b"HTTP/1.1 202 ") == 1
+    assert heard == [("init failed", "Runtime.Unknown", b"{}")]
+
+
 @pytest.mark.parametrize(("body", "content_type"), [(b"<p>", "application/octet-stream"), (b"", "application/json")])
 async def test_a_streaming_handler_whose_caller_wants_the_whole(api, body, content_type):
     session, heard, dial = api
@@ -249,6 +367,24 @@ async def test_malformed_requests_end_their_connection(api, request_bytes):
     assert session.state is ApiState.STARTED
 
 
+@pytest.mark.parametrize("beginning", [
+    b"GET /2018-06-01/ping HTTP/1.1\r\nLong: ", b"GET /2018-06-01/ping HTTP/1.1\r\n", b"GET /2018-06-01/ping ",
+    b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;",
+    b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nLong: ",
+    b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"",
+], ids=["value", "name", "blanks", "extension", "trailer", "size", "lines"])
+async def test_what_never_ends_is_taken_up_to_a_bound(beginning):
+    heard = Heard()
+    session = RuntimeSession(heard)
+    wire = Wire(session)
+    filler = b" " if beginning.endswith(b"ping ") else b"0" if beginning.endswith(b"\r\n\r\n") else b"x"
+    filler = b"\r\n" if not beginning else filler
+    wire.feed(beginning)
+    assert wire.feed(filler * (16 * HEADER_BYTES_MAX // len(filler)), 1024) <= HEADER_BYTES_MAX + 1024
+    assert wire.answers.startswith(b"HTTP/1.1 400 ")
+    assert heard == []
+
+
 async def test_connections_are_capped(api):
     _, _, dial = api
     kept = [await dial() for _ in range(CONNECTIONS_MAX)]
@@ -268,6 +404,23 @@ async def test_a_slow_request_is_cut(api, monkeypatch):
     assert await http.is_closed()
     await asyncio.sleep(0.1)
     assert not waits.reader.at_eof()  # who waits for an event may wait for ever
+
+
+def test_a_line_that_never_ends_has_no_more_time_for_each_of_its_pieces():
+    async def main(loop):
+        wire, other = Wire(RuntimeSession(Heard())), Wire(RuntimeSession(Heard()))
+        wire.feed(b"GET /2018-06-01/ping HTTP/1.1\r\nLong: ")
+        other.feed(b"POST /x HTTP/1.1\r\nContent-Length: 10\r\n\r\n")
+        for _ in range(4):
+            assert not wire.closed
+            await asyncio.sleep(connection_module.STALL_S / 4)
+            wire.feed(b"x")
+            other.feed(b"x")
+        await asyncio.sleep(connection_module.STALL_S / 8)
+        assert wire.closed
+        assert not other.closed, "a body that comes is not stalled"
+        other.drop()
+    run(main)
 
 
 async def test_a_request_behind_a_waiting_next_ends_the_connection(api):

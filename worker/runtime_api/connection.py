@@ -14,11 +14,11 @@ from worker.runtime_api import answers
 if TYPE_CHECKING:
     from worker.runtime_api.session import RuntimeSession
 
-HEADER_BYTES_MAX = 128 * 1024   # a cause for X-Ray alone may have 64 KiB
+HEADER_BYTES_MAX = 128 * 1024   # a cause for X-Ray alone may have 64 KiB; also of what the parser keeps to itself
 HEADERS_MAX = 100
 URL_BYTES_MAX = 8 * 1024
 DISCARD_BYTES_MAX = 64 * 1024 * 1024  # an oversized body is read on this far, so that its sender hears the 413
-STALL_S = 30.0                  # between two pieces of one request
+STALL_S = 30.0                  # between two pieces of one request: of its body, or whole lines of its head
 
 
 class Connection(asyncio.Protocol):
@@ -32,6 +32,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._under_way = False
+        self._untold_bytes = 0      # that came since the parser last told of any
         self._timer: asyncio.TimerHandle | None = None
         self._reset()
 
@@ -41,7 +42,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
         self._refusal: bytes | None = None
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""     # what is kept of it; one piece, as it nearly always is, isn't copied
         self._received = 0
         self._limit = 0
         self.streams = False
@@ -65,7 +66,7 @@ class Connection(asyncio.Protocol):
         del self._parser    # it refers back: by reference counts this connection would never be freed
 
     def data_received(self, data: bytes) -> None:
-        self._stop_timer()
+        self._untold_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -74,7 +75,14 @@ class Connection(asyncio.Protocol):
             if isinstance(error.__context__, AssertionError):
                 raise error.__context__ from None  # a bug of ours, met inside a callback: not the client's fault
             self._refuse_and_close(400, "BadRequest", f"Not HTTP/1.1: {error}"[:300])
-        if self._under_way and self._transport is not None:
+        if self.streams and self._body:
+            self._pass_on()
+        # A header, a trailer or a chunk's extensions that don't end: the parser gathers them and says nothing.
+        if self._untold_bytes > HEADER_BYTES_MAX:
+            self._refuse_and_close(400, "BadRequest", f"Over {HEADER_BYTES_MAX} bytes of one header, or between chunks")
+        if not self._under_way or not self._untold_bytes:
+            self._stop_timer()
+        if self._under_way and self._timer is None and self._transport is not None:
             self._timer = asyncio.get_running_loop().call_later(STALL_S, self.abort)
 
     def eof_received(self) -> bool:
@@ -139,11 +147,13 @@ class Connection(asyncio.Protocol):
         self._under_way = True
 
     def on_url(self, url: bytes) -> None:
+        self._untold_bytes = 0
         self._url += url
         if len(self._url) > URL_BYTES_MAX:
             raise httptools.HttpParserError(f"a URL over {URL_BYTES_MAX} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._untold_bytes = 0
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > HEADER_BYTES_MAX or len(self._headers) >= HEADERS_MAX:
             raise httptools.HttpParserError(f"headers over {HEADER_BYTES_MAX} bytes or {HEADERS_MAX} lines")
@@ -158,24 +168,34 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        self._untold_bytes = 0
         self._received += len(body)
-        if self._received > DISCARD_BYTES_MAX and not self.streams:
-            self._session.cut(self)
-            raise httptools.HttpParserError(f"a body over {DISCARD_BYTES_MAX} bytes")
-        if self._refusal is not None or self._received > self._limit:
-            self._body.clear()
-        elif self.streams:
-            self._session.streamed(body)
-        else:
-            self._body.append(body)
+        if self._received > self._limit or self._refusal is not None:
+            if not self.streams:
+                self._body = b""
+                if self._received > DISCARD_BYTES_MAX:
+                    self._session.cut(self)
+                    raise httptools.HttpParserError(f"a body over {DISCARD_BYTES_MAX} bytes")
+        elif not self._body:
+            self._body = body
+        else:   # never one by one: chunks of a byte would cost fifty times their size
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
+
+    def _pass_on(self) -> None:
+        """What one read brought of a streamed result, in however many chunks."""
+        piece, self._body = bytes(self._body), b""
+        self._session.streamed(piece)
 
     def on_message_complete(self) -> None:
         self._under_way = False
         if self._refusal is not None:
             self._write(self._refusal)
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
+        if self.streams and self._body:
+            self._pass_on()
+        body, self._body = bytes(self._body), b""
         oversized = self._received > self._limit
         answer = self._session.complete(self, self._method, self._path, body, oversized=oversized)
         if answer is not None:

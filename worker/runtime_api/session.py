@@ -29,9 +29,13 @@ from worker.runtime_api.states import (
 CONNECTIONS_MAX = 32
 STREAMED_BYTES_MAX = 200 * 1024 * 1024
 _PREFIX = "/2018-06-01/"
+_INIT_ERROR = _PREFIX + "runtime/init/error"
 # awslambdaric ends its process on a 413, and Lambda keeps the environment of a result that was too large: its posts are
 # accepted. The client gets Function.ResponseSizeTooLarge either way.
 _DIES_OF_REFUSALS = "aws-lambda-python/"
+_TOO_LARGE = answers.refusal(
+    413, "RequestEntityTooLarge", f"Exceeded maximum allowed payload size ({BODY_BYTES_MAX} bytes)."
+)
 _INVOCATION = re.compile(r"/2018-06-01/runtime/invocation/([^/]{1,128})/(response|error)")
 _ERROR_TYPE = re.compile(r"(Runtime|Function)\.[A-Z][a-zA-Z]+")
 
@@ -71,6 +75,7 @@ class RuntimeSession:
         self._events = events
         self._connections: set[Connection] = set()
         self._waiter: Connection | None = None
+        self._reporter: Connection | None = None    # an init error is arriving there
         self._request_id = ""
         self._streaming = False         # the caller wants the result as it comes
         self._story = Story()
@@ -96,7 +101,7 @@ class RuntimeSession:
 
     def restart(self) -> None:
         """The processes were killed: what comes next is a new one."""
-        self._waiter = None
+        self._waiter = self._reporter = None
         self._request_id = ""
         for connection in list(self._connections):
             connection.abort()
@@ -118,6 +123,8 @@ class RuntimeSession:
 
     def lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        if connection is self._reporter:
+            self._reporter = None
         if connection is self._waiter:
             self._waiter = None
             self._step(NextLost)
@@ -132,8 +139,15 @@ class RuntimeSession:
 
     def begin(self, connection: Connection, method: str, path: str) -> bytes | None:
         """Headers are here. Returns a refusal, or None: go on (the body may be read)."""
+        if method != "POST":
+            return None
         match = _INVOCATION.fullmatch(path)
-        if match is None or method != "POST":
+        if match is None:
+            if path != _INIT_ERROR:
+                return None
+            if self._reporter is not None or not TRANSITIONS.allows(self.state, InitFailed):
+                return self._forbidden("InitError")
+            self._reporter = connection
             return None
         request_id, kind = match.groups()
         event = ResponseBegun if kind == "response" else ErrorBegun
@@ -152,7 +166,10 @@ class RuntimeSession:
         return None
 
     def body_limit(self, connection: Connection) -> int:
-        return STREAMED_BYTES_MAX if connection.streams else BODY_BYTES_MAX
+        """How many bytes of its request's body are kept or passed on; of what nobody reads, none."""
+        if connection.streams:
+            return STREAMED_BYTES_MAX
+        return BODY_BYTES_MAX if connection.posting or connection is self._reporter else 0
 
     def streamed(self, chunk: bytes) -> None:
         self._events.streamed(chunk)
@@ -160,19 +177,11 @@ class RuntimeSession:
     def complete(self, connection: Connection, method: str, path: str, body: bytes, *, oversized: bool) -> bytes | None:
         """A whole request. Returns the answer, or None: it comes later (``next``)."""
         if connection.posting:
-            return self._posted(connection, path, body, oversized=oversized)
-        if oversized:
-            return answers.refusal(
-                413, "RequestEntityTooLarge", f"Exceeded maximum allowed payload size ({BODY_BYTES_MAX} bytes)."
-            )
+            return self._posted(connection, body, oversized=oversized)
+        if connection is self._reporter:
+            return self._init_failed(connection, body, oversized=oversized)
         if path == _PREFIX + "runtime/invocation/next" and method == "GET":
             return self._next(connection)
-        if path == _PREFIX + "runtime/init/error" and method == "POST":
-            if not TRANSITIONS.allows(self.state, InitFailed):
-                return self._forbidden("InitError")
-            self._step(InitFailed)
-            self._events.init_failed(_error_type(connection), body)
-            return answers.ACCEPTED
         if path == _PREFIX + "ping" and method == "GET":
             if self.state is ApiState.STARTED:
                 self._events.loaded()
@@ -186,7 +195,7 @@ class RuntimeSession:
             self._step(BodyDone)
             self._events.oversized()
 
-    def _posted(self, connection: Connection, path: str, body: bytes, *, oversized: bool) -> bytes:
+    def _posted(self, connection: Connection, body: bytes, *, oversized: bool) -> bytes:
         connection.posting = False
         failing = self.state is ApiState.FAILING
         self._step(BodyDone)
@@ -194,15 +203,23 @@ class RuntimeSession:
             self._events.oversized()
             if connection.header(b"user-agent").startswith(_DIES_OF_REFUSALS):
                 return answers.ACCEPTED
-            return answers.refusal(
-                413, "RequestEntityTooLarge", f"Exceeded maximum allowed payload size ({BODY_BYTES_MAX} bytes)."
-            )
+            return _TOO_LARGE
         # A streamed result that fails in the middle says so in trailers.
         broken = connection.streams and connection.header(b"lambda-runtime-function-error-type")
         if failing or broken:
             self._events.failed(_error_type(connection), body)
         else:
             self._events.responded(body, _content_type(connection, body))
+        return answers.ACCEPTED
+
+    def _init_failed(self, connection: Connection, body: bytes, *, oversized: bool) -> bytes:
+        self._reporter = None
+        if oversized:
+            return _TOO_LARGE
+        if not TRANSITIONS.allows(self.state, InitFailed):
+            return self._forbidden("InitError")     # it asked for an event meanwhile
+        self._step(InitFailed)
+        self._events.init_failed(_error_type(connection), body)
         return answers.ACCEPTED
 
     def _next(self, connection: Connection) -> bytes | None:

@@ -109,10 +109,14 @@ class InvalidEntrypoint(SandboxFault):
 
 
 class SandboxGone(SandboxFault):
-    """The sandbox was destroyed, or its driver ended, before or while the call ran."""
+    """The sandbox was destroyed, or ended by itself, before or while the call ran."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, definite=False)
+
+
+class DriverEnded(SandboxGone):
+    """The driver itself is gone, and with it whoever could say whether anything of the sandbox still runs."""
 
 
 class Output(Protocol):
@@ -154,7 +158,7 @@ class Sandbox(Protocol):
 
     async def exited(self) -> ProcessExit:
         """Waits until the current (or last) runtime process has ended. Any number of waiters. Raises
-        SandboxGone if destroy() came first."""
+        SandboxGone once nothing of the sandbox runs any more, destroyed or not; DriverEnded where that is not known."""
         ...
 
     async def limit_cpu(self, *, boosted: bool) -> None:

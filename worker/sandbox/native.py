@@ -16,6 +16,7 @@ from worker.sandbox import wire
 from worker.sandbox.driver import (
     BadArchive,
     CodeMissing,
+    DriverEnded,
     InvalidEntrypoint,
     ProcessExit,
     RuntimeApiServer,
@@ -177,7 +178,7 @@ class NativeDriver:
         self._sandboxes: dict[str, NativeSandbox] = {}
         self._runtimes: tuple[str, ...] = ()
         self._unsent: list[tuple[wire.Message, list[int]]] = []
-        self._end: SandboxGone | None = None
+        self._end: DriverEnded | None = None
         self._ready: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
@@ -346,7 +347,7 @@ class NativeDriver:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._channel)
         loop.remove_writer(self._channel)
-        self._end = SandboxGone(reason)
+        self._end = DriverEnded(reason)
         for _, fds in self._unsent:
             for fd in fds:
                 os.close(fd)

@@ -270,19 +270,21 @@ class Spawner:
             self._agent.refuse(request, "entrypoint", _NO_BOOTSTRAP)
 
     def _end(self, sandbox: Living, reason: str = "") -> None:
-        """Begins the end of a sandbox. A pending create is refused with `reason` once everything is gone."""
+        """Begins the end of a sandbox. Once everything is gone a pending create is refused with `reason`, and an agent
+        that asked for no end is told."""
         if sandbox.stage in {Stage.DYING, Stage.GONE}:
             return
         sandbox.end()
         self._selector.unregister(sandbox.control)
-        if reason and sandbox.create_request is None and not sandbox.destroy_requests:
-            self._agent.say({"event": "gone", "sandbox": sandbox.sandbox, "message": reason})
         sandbox.failure = reason
 
     def _on_ended(self, sandbox: Living) -> None:
         self._selector.unregister(sandbox.pidfd)
         self._end(sandbox, "its process 1 ended")
         sandbox.collect()
+        # Not before: the kernel ends process 1 of a pid namespace last, and what the agent hears frees permits.
+        if sandbox.failure and sandbox.create_request is None and not sandbox.destroy_requests:
+            self._agent.say({"event": "gone", "sandbox": sandbox.sandbox, "message": sandbox.failure})
         sandbox.remove_deadline = time.monotonic() + _REMOVE_GIVE_UP_S
         self._dying.append(sandbox)
 
