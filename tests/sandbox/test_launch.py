@@ -211,7 +211,7 @@ def test_a_predecessor_of_another_boot_or_of_a_reused_pid_is_left_alone(tmp_path
             for boot, started in (("another", predecessor._started(bystander.pid)), ("this", 1)):
                 (tmp_path / "incarnation").write_text(
                     json.dumps({"boot": boot, "processes": [[bystander.pid, started]]}))
-                os.close(predecessor.replace(str(tmp_path), "this")._lock)
+                os.close(predecessor.replace(str(tmp_path), "this").lock)
             assert bystander.poll() is None
         finally:
             bystander.kill()
