@@ -138,7 +138,10 @@ class _Sink(StreamSink):
 async def invoke(
     env: Environment, order: InvocationOrder, reply: Reply, feed: Callable[[m.Event], None]
 ) -> None:
-    """Runs it. Every way out feeds ResultOut, then InvocationEnded; a failing driver is fed as SandboxBroken."""
+    """Runs it. Every way out feeds ResultOut, then InvocationEnded; a failing driver is fed as SandboxBroken.
+
+    Raises SandboxFault, without InvocationEnded, where what runs can be neither killed nor destroyed.
+    """
     clock, process, output = env.timing.clock, env.process, env.process.output
     sandbox, cause = process.sandbox.spec.sandbox, order.invocation
     first, env.runs = env.runs == 0, env.runs + 1
@@ -285,6 +288,9 @@ async def _end(
         await process.kill()
     except SandboxFault as fault:
         feed(m.SandboxBroken(sandbox=sandbox, reason=fault.message, cause=order.invocation))
+        # The end frees a permit (counting, rule 3): it waits until the whole sandbox was seen gone. Where that fails
+        # too, this raises and no end is ever told; the permit is free when this worker is evicted.
+        await process.sandbox.destroy()
     return outcome
 
 
