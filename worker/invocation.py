@@ -141,7 +141,7 @@ async def invoke(
 ) -> None:
     """Runs it. Every way out feeds ResultOut, then InvocationEnded; a failing driver is fed as SandboxBroken.
 
-    Only where the driver can't say that nothing runs any more there is no InvocationEnded: raises SandboxFault.
+    Raises SandboxFault, without InvocationEnded, where what runs can be neither killed nor destroyed.
     """
     clock, process, output = env.timing.clock, env.process, env.process.output
     sandbox, cause = process.sandbox.spec.sandbox, order.invocation
@@ -298,7 +298,9 @@ async def _end(
         await process.kill()
     except SandboxFault as fault:
         feed(m.SandboxBroken(sandbox=sandbox, reason=fault.message, cause=order.invocation))
-        await process.sandbox.destroy()     # what could not be killed may run on until nothing is left
+        # The end frees a permit (counting, rule 3): it waits until the whole sandbox was seen gone. Where that fails
+        # too, this raises and no end is ever told; the permit is free when this worker is evicted.
+        await process.sandbox.destroy()
     return outcome
 
 

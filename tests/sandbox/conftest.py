@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from worker.sandbox.settings import SpawnerConfig
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = ROOT / ".runtimes"
 PYTHON = "python3.11"
+SPAWNER = ("-m", "worker.sandbox.spawner_process")
 DEADLINE_S = 60.0   # for what has to happen at all, on a machine that has more to do
 
 # Runs the source code that the event carries; its variable `out` is the result.
@@ -206,7 +207,10 @@ def loops_of(config: SpawnerConfig) -> list[str]:
     return found
 
 
-async def start_ground(state: Path, name: str = "", *, authority_s: float = 300.0, **changes: Any) -> Ground:
+async def start_ground(
+    state: Path, name: str = "", *, authority_s: float = 300.0, program: Sequence[str] = SPAWNER, **changes: Any,
+) -> Ground:
+    """`program`: what Python runs as the spawner, for one whose children are not what they should be."""
     name = name or f"test-{os.getpid()}"
     config = SpawnerConfig(
         name=name, state_dir=str(state), runtimes_dir=str(RUNTIMES), uid_base=1_500_000_000, sandboxes_max=32,
@@ -218,7 +222,7 @@ async def start_ground(state: Path, name: str = "", *, authority_s: float = 300.
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker.sandbox.spawner_process", "--config", str(file),
+            [sys.executable, *program, "--config", str(file),
              "--socket-fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()], cwd=ROOT,
         )

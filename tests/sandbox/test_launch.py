@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from tests.sandbox.conftest import DEADLINE_S, PROBE, ROOT, RUNTIMES, left_behin
 from worker.sandbox import predecessor
 from worker.sandbox.cgroups import Cgroups, detect
 from worker.sandbox.settings import SpawnerConfig
+from worker.sandbox.spawner_process import DESCRIPTORS_PER_SANDBOX, OTHER_DESCRIPTORS
 
 AGENT = """
-import asyncio, hashlib, json, os, socket, sys, tempfile, time
+import asyncio, hashlib, json, os, resource, socket, sys, tempfile, time
 from worker.sandbox.driver import SandboxSpec, UnpackLimits
 from worker.sandbox.native import NativeDriver
 
@@ -48,7 +50,7 @@ async def main():
         "nnp": status["NoNewPrivs"].strip(), "root": sorted(os.listdir("/")), "etc": os.path.exists("/etc/shadow"),
         "own": writable(sys.argv[3]), "code": writable("worker"),
         "owners": sorted({os.stat("/proc/" + p).st_uid for p in os.listdir("/proc") if p.isdigit()}),
-        "pid": os.getpid()}), flush=True)
+        "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "pid": os.getpid()}), flush=True)
     if sys.argv[4] == "stay":
         await asyncio.sleep(100)
     await driver.close()
@@ -58,7 +60,8 @@ asyncio.run(main())
 """
 
 LAUNCHER = """
-import sys
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 from worker.sandbox import spawner_process
 from worker.sandbox.settings import SpawnerConfig
 config = SpawnerConfig.from_json(open(sys.argv[1]).read())
@@ -127,6 +130,8 @@ def test_the_agent_has_no_privileges_and_drives_sandboxes(launch) -> None:
     assert not {"boot", "home", "srv", "sys", "var"} & set(seen["root"])
     assert seen["own"]
     assert not seen["code"]
+    needed = launch.config.sandboxes_max * DESCRIPTORS_PER_SANDBOX + OTHER_DESCRIPTORS
+    assert seen["descriptors"] >= min(needed, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     assert seen["owners"] == [64000]       # other workers' agents may share the id; nobody else is seen
 
 
@@ -211,7 +216,7 @@ def test_a_predecessor_of_another_boot_or_of_a_reused_pid_is_left_alone(tmp_path
             for boot, started in (("another", predecessor._started(bystander.pid)), ("this", 1)):
                 (tmp_path / "incarnation").write_text(
                     json.dumps({"boot": boot, "processes": [[bystander.pid, started]]}))
-                os.close(predecessor.replace(str(tmp_path), "this")._lock)
+                os.close(predecessor.replace(str(tmp_path), "this").lock)
             assert bystander.poll() is None
         finally:
             bystander.kill()

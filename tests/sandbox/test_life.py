@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,27 @@ async def test_death_of_the_agent_takes_everything_away(ground: Ground) -> None:
     assert await asyncio.to_thread(ground.process.wait, DEADLINE_S) == 0
     assert left_behind(ground.config.name) == []
     assert loops_of(ground.config) == []
+
+
+async def test_an_agent_that_can_not_take_an_answer_lets_go_of_the_spawner_which_takes_everything_away(
+    ground: Ground,
+) -> None:
+    made = await ground.running()
+    reasons: list[str] = []
+    ground.driver._end_process = reasons.append
+    spec = replace(made.sandbox.spec, sandbox="cut")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4, hard))       # no descriptor more; what is open stays so
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(SandboxGone, match="no room"):
+                await ground.driver.create(spec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(reasons) == 1
+    assert ground.driver.ended
+    assert await asyncio.to_thread(ground.process.wait, DEADLINE_S) == 0
+    assert left_behind(ground.config.name) == []
 
 
 async def test_a_spawners_death_ends_every_sandbox_and_the_next_one_sweeps(tmp_path: Path) -> None:

@@ -107,6 +107,55 @@ async def test_timeout_resets_and_the_next_one_inits_again(region):
 
 
 @in_region()
+async def test_what_can_not_be_killed_has_not_ended_until_its_sandbox_is_gone(region):
+    """Rule 3: the end frees a permit."""
+    await region.ready(handler="sleep", timeout_s=1)
+    sandbox = region.driver.sandboxes["s1"]
+    destroy, ordered, goes = sandbox.destroy, asyncio.Event(), asyncio.Event()
+
+    async def fails():
+        raise SandboxFault("the order to kill is lost")
+
+    async def slowly():
+        ordered.set()
+        await goes.wait()
+        await destroy()
+
+    sandbox.kill, sandbox.destroy = fails, slowly
+    await region.client.send(start_frame("i1", region.start(payload=b"10")))
+    await ordered.wait()
+    await asyncio.sleep(60)     # virtual
+    assert "i1" in region.worker.agent.core.runs
+    goes.set()
+    answer = await region.client.answer("i1")
+    assert answer.json["errorType"] == "Sandbox.Timedout"
+    assert answer.kinds == ["response", "result", "end"]
+    assert (await region.news("gone")).sandbox == "s1"
+
+
+@in_region()
+async def test_what_can_be_neither_killed_nor_destroyed_never_ends(region):
+    await region.ready(handler="sleep", timeout_s=1)
+    sandbox = region.driver.sandboxes["s1"]
+    destroy = sandbox.destroy
+    tried = asyncio.Event()
+
+    async def fails():
+        raise SandboxFault("the order to kill is lost")
+
+    async def fails_too():
+        tried.set()
+        raise SandboxFault("groups remained")
+
+    sandbox.kill, sandbox.destroy = fails, fails_too
+    await region.client.send(start_frame("i1", region.start(payload=b"10")))
+    await tried.wait()
+    await asyncio.sleep(60)     # virtual
+    assert "i1" in region.worker.agent.core.runs
+    sandbox.destroy = destroy
+
+
+@in_region()
 async def test_exit_and_oom(region):
     await region.ready(handler="exit")
     answer = await region.invoke("i1", payload=b"12")

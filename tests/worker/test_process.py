@@ -144,6 +144,23 @@ async def test_an_invoke_through_the_process_and_its_end(region):
     assert not list(Path("/sys/fs/cgroup").glob(f"**/labda-test-{os.getpid()}-*"))
 
 
+async def test_an_agent_out_of_descriptors_ends_with_all_its_sandboxes_and_says_no_more(region):
+    """The answer to a create can't reach it then. Of what runs it knows nothing, and so it tells no end (rule 3)."""
+    await ready(region, "sleep")
+    await region.client.send(Frame(invocation="i1", start=region.start(payload=b"600")))
+    async with asyncio.timeout(DEADLINE_S):
+        while '"type":"StartInvocation"' not in region.trace:
+            await asyncio.sleep(0.01)
+    # What is open stays so. As the agent's user: root needs a capability for it, which not every host gives.
+    subprocess.run(
+        ["prlimit", f"--pid={region.agent}", "--nofile=4:4"], check=True, user=64000, group=64000, extra_groups=[],
+    )
+    await region.create("s2", runtime=RUNTIME)
+    assert await asyncio.to_thread(region.process.wait, DEADLINE_S) == 1
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/labda-test-{os.getpid()}-*"))
+    assert '"type":"InvocationEnded"' not in region.trace
+
+
 async def test_sigterm_lets_what_runs_finish(region):
     await ready(region, "sleep")
     await region.client.send(Frame(invocation="i1", start=region.start(payload=b"1")))

@@ -4,7 +4,8 @@ root, and executes init.
 Owns the order of these steps. The user namespace comes last, on purpose: mounts, network and the rest then belong to
 the host's user namespace, and no capability inside the sandbox, not even process 1's, counts for them.
 
-Runs in a process that was forked from the single-threaded spawner into a new pid namespace, and never returns.
+Runs in a process that was forked from the single-threaded spawner into a new pid namespace (children.py), and never
+returns.
 """
 
 import fcntl
@@ -53,7 +54,6 @@ def run(birth: Birth) -> NoReturn:
 
 
 def _become(birth: Birth, control: socket.socket) -> NoReturn:
-    linux.prctl(linux.PR_SET_PDEATHSIG, 9)
     join_files = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in birth.join_files]
     run_file = os.open(birth.run_file, os.O_WRONLY | os.O_CLOEXEC)
     run_directory = -1

@@ -3,6 +3,7 @@
 Owns the composition of every path below the state directory and the making of process 1's program where it is missing.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from worker.sandbox.settings import SpawnerConfig
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 INIT = f"{_HERE}/bin/init"
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class HostUnfit(OSError):
@@ -80,6 +82,12 @@ class Host:
         self.tenure: predecessor.Tenure | None = None
 
     @property
+    def lock(self) -> int:
+        """Descriptor of the lock that says to a successor that this incarnation, or a child of it, lives."""
+        assert self.tenure is not None, "open() took it"
+        return self.tenure.lock
+
+    @property
     def unpack_uid(self) -> int:
         """Host id of the child that unpacks: the pair after the last sandbox's."""
         return self.config.uid_base + 2 * self.config.sandboxes_max
@@ -101,8 +109,10 @@ class Host:
         self.cgroups.open()
         self.cache.open(boot)
         self.init_fd = os.open(INIT, os.O_RDONLY | os.O_CLOEXEC)
-        self.filter_fd = os.memfd_create("filter", os.MFD_CLOEXEC)
+        self.filter_fd = os.memfd_create("filter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.write(self.filter_fd, self.filter)
+        # Every sandbox's process 1 gets a descriptor of this one file, and reads its tenant's filter from it.
+        fcntl.fcntl(self.filter_fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def close(self) -> None:
         self.cgroups.close()

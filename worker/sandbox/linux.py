@@ -8,10 +8,12 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import select
 import socket
 import stat
 import struct
 import time
+from collections.abc import Iterable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,7 +42,8 @@ _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 _libc.syscall.restype = ctypes.c_long
 _python = ctypes.PyDLL(None, use_errno=True)    # keeps the interpreter's lock over the call
 _python.syscall.restype = ctypes.c_long
-_CLONE3, _CLONE_INTO_CGROUP = 435, 0x200000000
+_CLONE3, _CLONE_PIDFD, _CLONE_INTO_CGROUP = 435, 0x1000, 0x200000000
+_CLOSE_RANGE, _DESCRIPTOR_MAX = 436, 0xFFFFFFFF
 _pivot_root_number = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
 
 
@@ -86,26 +89,53 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), f"unshare {flags:#x}")
 
 
-def fork_into(flags: int, group: int = -1) -> int:
+def fork_into(flags: int, group: int = -1) -> tuple[int, int]:
     """Forks with clone3(2): into new namespaces (`flags`), and into the v2 group whose directory is open as `group`.
 
-    Returns as os.fork does. Joining a v2 group afterwards would wait for a kernel-wide lock (5 to 18 ms). Only for a
-    process with a single thread: what os.fork does for Python itself is done, the C library's handlers are not run.
+    Returns the child's pid and a pidfd of it, made in one step so that no child is without; (0, -1) in the child.
+    Joining a v2 group afterwards would wait for a kernel-wide lock (5 to 18 ms). Only for a process with a single
+    thread: what os.fork does for Python itself is done, the C library's handlers are not run.
     """
-    arguments = (ctypes.c_uint64 * 11)()
-    arguments[0], arguments[4] = flags, 17      # flags, exit_signal: SIGCHLD
+    arguments, pidfd = (ctypes.c_uint64 * 11)(), ctypes.c_int(-1)
+    arguments[0], arguments[1] = flags | _CLONE_PIDFD, ctypes.addressof(pidfd)
+    arguments[4] = 17       # exit_signal: SIGCHLD
     if group >= 0:
-        arguments[0], arguments[10] = flags | _CLONE_INTO_CGROUP, group
+        arguments[0], arguments[10] = arguments[0] | _CLONE_INTO_CGROUP, group
     ctypes.pythonapi.PyOS_BeforeFork()
     pid = _python.syscall(_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
-        return 0
+        return 0, -1
     number = ctypes.get_errno()
     ctypes.pythonapi.PyOS_AfterFork_Parent()
     if pid < 0:
         raise OSError(number, f"clone3: {os.strerror(number)}")
-    return int(pid)
+    return int(pid), pidfd.value
+
+
+def close_all_but(kept: Iterable[int]) -> None:
+    """Closes every descriptor of this process that isn't in `kept`."""
+    first = 0
+    for fd in (*sorted(set(kept)), _DESCRIPTOR_MAX + 1):
+        if first < fd:
+            _check(
+                _libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(fd - 1), ctypes.c_uint(0)),
+                "close_range",
+            )
+        first = fd + 1
+
+
+def end_with_parent(witness: int) -> None:
+    """Has the kernel kill this process when its parent ends, and ends it now if the parent has ended already.
+
+    `witness` is an end of a pipe or socket whose other end the parent holds: getppid(2) says 0 in a new pid namespace,
+    whether the parent lives or not. A process closes its descriptors before its children get their signal.
+    """
+    prctl(PR_SET_PDEATHSIG, 9)
+    poll = select.poll()
+    poll.register(witness, 0)       # an error or a hang-up is told in any case
+    if poll.poll(0):
+        os._exit(1)
 
 
 def boottime() -> float:

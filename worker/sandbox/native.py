@@ -167,10 +167,16 @@ class NativeSandbox:
 
 
 class NativeDriver:
-    """See driver.SandboxDriver. `channel` is this end of the spawner's SEQPACKET socket."""
+    """See driver.SandboxDriver. `channel` is this end of the spawner's SEQPACKET socket.
 
-    def __init__(self, channel: socket.socket) -> None:
+    ``end_process`` is called, with the reason, when that socket is of no more use before close(): the agent knows
+    nothing of its sandboxes from then on, and may say of none that it ended. It has to leave at once.
+    """
+
+    def __init__(self, channel: socket.socket, end_process: Callable[[str], None] = lambda _: None) -> None:
         self._channel = channel
+        self._end_process = end_process
+        self._closing = False
         self._channel.setblocking(False)
         self._next = 0
         self._answers: dict[int, asyncio.Future[tuple[wire.Message, list[int]]]] = {}
@@ -191,6 +197,7 @@ class NativeDriver:
         self._runtimes = tuple(answer["runtimes"])
 
     async def close(self) -> None:
+        self._closing = True
         if self._end is None:
             self._send({"id": self._number(), "op": "close"}, [])
             # The spawner closes its end only after everything is gone.
@@ -200,7 +207,7 @@ class NativeDriver:
 
     @property
     def ended(self) -> bool:
-        """Whether the spawner is gone: every sandbox with it. The agent must end then, and be started again."""
+        """Whether the spawner is gone, or leaves, for the socket is closed: every sandbox with it."""
         return self._end is not None
 
     def authorise(self, until: float, grace_s: float) -> None:
@@ -312,8 +319,11 @@ class NativeDriver:
                 received = wire.receive(self._channel)
             except BlockingIOError:
                 return
-            except (OSError, wire.BadMessage) as error:
+            except OSError as error:
                 self._on_end(f"the spawner is gone: {error}")
+                return
+            except wire.BadMessage as error:
+                self._on_end(f"the spawner can't be heard: {error}")
                 return
             if received is None:
                 self._on_end("the spawner is gone")
@@ -347,6 +357,9 @@ class NativeDriver:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._channel)
         loop.remove_writer(self._channel)
+        self._channel.close()       # a spawner that lives takes every sandbox away then
+        if not self._closing:
+            self._end_process(reason)
         self._end = DriverEnded(reason)
         for _, fds in self._unsent:
             for fd in fds:

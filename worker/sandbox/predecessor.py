@@ -4,8 +4,9 @@ Counting takes the join of a new incarnation as proof that nothing of the older 
 kernel kills an agent when its spawner dies, and so it nearly always finds nobody; this is the proof, and the remedy
 for a spawner or an agent that was stopped. What sandboxes are left is seen to by their groups (cgroups.py), after this.
 
-Owns two files below the state directory: `lock`, held (flock) as long as a spawner or a child that it forked lives, and
-`incarnation`, which names spawner and agent. Standard library only.
+Owns two files below the state directory: `lock`, held (flock) as long as a spawner lives, or a child that is to become
+a sandbox's process 1 and isn't in the sandbox's groups yet, and `incarnation`, which names spawner and agent. Standard
+library only.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def replace(directory: str, boot: str) -> "Tenure":
 
     `boot` is the kernel's boot id: pids of another boot mean nothing.
     """
-    lock = os.open(f"{directory}/lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)     # children inherit it
+    lock = os.open(f"{directory}/lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + _GONE_S
     killed: set[int] = set()
     while True:
@@ -57,7 +58,7 @@ class Tenure:
     def __init__(self, directory: str, boot: str, lock: int) -> None:
         self._path = f"{directory}/incarnation"
         self._boot = boot
-        self._lock = lock
+        self.lock = lock
         self._processes: list[tuple[int, int]] = []
 
     def name(self, pid: int) -> None:

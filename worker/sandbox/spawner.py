@@ -12,14 +12,13 @@ destroy, close. Answers and news: wire.py.
 import os
 import selectors
 import shutil
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from worker.sandbox import birth, linux, living, unpack, wire
+from worker.sandbox import birth, children, linux, living, unpack, wire
 from worker.sandbox.agent_link import AgentGone, AgentLink
 from worker.sandbox.cgroups import SandboxGroup
 from worker.sandbox.host import Host
@@ -43,6 +42,8 @@ class Spawner:
         self._dying: list[Living] = []          # process 1 is reaped; groups or loop device remain
         self._slots = list(range(host.config.sandboxes_max, 0, -1))
         self._unpacking: dict[str, list[int]] = {}     # SHA-256 -> requests that wait for it
+        self._children = children.Children(self._selector)      # of the code cache
+        self._leaving = False
         self._end_agent = end_agent
         self._watchdog = Watchdog(timeout_cap_s=host.config.timeout_cap_s)
         self._alarm = linux.Alarm()
@@ -66,9 +67,11 @@ class Spawner:
     def _leave(self) -> None:
         self._agent.close()
         self._selector.unregister(self._alarm.fd)
+        self._leaving = True
+        self._children.kill_all()
         for sandbox in list(self._sandboxes.values()):
             self._end(sandbox)
-        while self._sandboxes or self._unpacking:
+        while self._sandboxes or self._children:
             self._turn()
         self._alarm.close()
         self._host.close()
@@ -163,7 +166,7 @@ class Spawner:
             control=theirs.fileno(), filter=host.filter_fd, init=host.init_fd,
         )
         try:
-            pid = self._fork_born(group, order)
+            pid, pidfd = self._fork_born(group, order)
         except OSError:
             group.remove()
             ours.close()
@@ -175,7 +178,7 @@ class Spawner:
         host.cache.hold(request.sha256)
         sandbox = Living(
             sandbox=request.sandbox, slot=slot, host_uid=host_uid, code=request.sha256, command=runtime.command,
-            group=group, control=ours, pid=pid, pidfd=os.pidfd_open(pid), create_request=request.id,
+            group=group, control=ours, pid=pid, pidfd=pidfd, create_request=request.id,
         )
         self._sandboxes[request.sandbox] = sandbox
         self._selector.register(ours, selectors.EVENT_READ, lambda _: self._on_control(sandbox))
@@ -312,52 +315,37 @@ class Spawner:
 
     # ---- children
 
-    def _fork(self, work: Callable[[], object], group: int = -1) -> int:
-        """Forks `work` as process 1 of a new pid namespace, in a v2 group; returns its pid as seen from here."""
-        pid = linux.fork_into(linux.CLONE_NEWPID, group)
-        if pid == 0:
-            try:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-                work()
-            finally:
-                os._exit(1)     # whatever happened: there must never be a second spawner
-        return pid
-
-    def _fork_born(self, group: SandboxGroup, order: birth.Birth) -> int:
+    def _fork_born(self, group: SandboxGroup, order: birth.Birth) -> tuple[int, int]:
         group.delegate(order.host_uid)
+        # The lock as well: until it is a member of its groups, nothing else tells a successor that it lives.
+        keep = (order.filter, order.init, self._host.lock)
         if not group.born_in:
-            return self._fork(lambda: birth.run(order))
+            return children.fork(lambda: birth.run(order), witness=order.control, keep=keep)
         directory = os.open(group.born_in, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return self._fork(lambda: birth.run(order), directory)
+            return children.fork(lambda: birth.run(order), witness=order.control, keep=keep, group=directory)
         finally:
             os.close(directory)
 
     def _fork_unpack(self, request: Request, source: int) -> None:
-        path = self._host.cache.begin(self._host.unpack_uid)
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        order = unpack.Unpacking(
-            source=source, sha256=request.sha256, target=f"{path}/task", uid=self._host.unpack_uid,
-            size_bytes_max=request.size_bytes_max, entries_max=request.entries_max, report=writer,
-            filter=self._host.filter, last_capability=self._host.last_capability,
-        )
+        host = self._host
+        path = host.cache.begin(host.unpack_uid)
+
+        def work(report: int) -> None:
+            unpack.run(unpack.Unpacking(
+                source=source, sha256=request.sha256, target=f"{path}/task", uid=host.unpack_uid,
+                size_bytes_max=request.size_bytes_max, entries_max=request.entries_max, report=report,
+                filter=host.filter, last_capability=host.last_capability,
+            ))
+
         try:
-            pid = self._fork(lambda: unpack.run(order))
+            self._children.start(work, lambda reader: self._on_unpacked(request.sha256, path, reader), keep=[source])
         except OSError:
-            os.close(reader)
             shutil.rmtree(path, ignore_errors=True)
             raise
-        finally:
-            os.close(writer)
-        self._selector.register(
-            reader, selectors.EVENT_READ, lambda _: self._on_unpacked(request.sha256, path, reader, pid),
-        )
 
-    def _on_unpacked(self, sha256: str, path: str, reader: int, pid: int) -> None:
-        self._selector.unregister(reader)
+    def _on_unpacked(self, sha256: str, path: str, reader: int) -> None:
         answer = unpack.read_report(reader)
-        os.close(reader)
-        os.waitpid(pid, 0)
         evicted = [path]
         try:
             if "size" in answer:
@@ -375,13 +363,10 @@ class Spawner:
             self._remove_tree(directory)
 
     def _remove_tree(self, directory: str) -> None:
-        """Removes in a child: a big tree takes longer than a sandbox may wait."""
-        pid = self._fork(lambda: shutil.rmtree(directory, ignore_errors=True))
-        pidfd = os.pidfd_open(pid)
-
-        def reap(_mask: int) -> None:
-            self._selector.unregister(pidfd)
-            os.close(pidfd)
-            os.waitpid(pid, 0)
-
-        self._selector.register(pidfd, selectors.EVENT_READ, reap)
+        """Removes in a child: a big tree takes longer than a sandbox may wait. What stays, the next start sweeps."""
+        if self._leaving:
+            return
+        try:
+            self._children.start(lambda _: shutil.rmtree(directory, ignore_errors=True), lambda _: None)
+        except OSError as error:
+            sys.stderr.write(f"spawner: {directory} stays until the next start: {error}\n")

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import gc
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -22,6 +23,8 @@ from worker.sandbox.settings import SpawnerConfig
 from worker.sandbox.spawner import Spawner
 
 _AGENT_END_S = 5.0
+DESCRIPTORS_PER_SANDBOX = 40    # the agent's: freezer, its state, peak, output, listener, 32 to the Runtime API
+OTHER_DESCRIPTORS = 2048        # frontends' streams, archives, logs
 EXIT_UNFIT = 78             # EX_CONFIG: this host can't do it, starting again won't help
 
 
@@ -39,6 +42,7 @@ def run(config: SpawnerConfig, agent_argv: Sequence[str], pass_fds: Sequence[int
     except OSError as error:
         sys.stderr.write(f"spawner: {error}\n")
         return EXIT_UNFIT
+    allow_descriptors(config.sandboxes_max)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         pid = launch.fork_agent(config, host.mount_point, agent_argv, theirs, pass_fds)
@@ -55,6 +59,23 @@ def run(config: SpawnerConfig, agent_argv: Sequence[str], pass_fds: Sequence[int
     with ours:
         _live(host, ours, end_agent=lambda: signal_agent(signal.SIGKILL))
     return _end_of(pid)
+
+
+def allow_descriptors(sandboxes: int) -> None:
+    """Lets this process and the agent, which inherits it, have what so many sandboxes need; as much of it as the host
+    allows. What is over a smaller limit is refused sandbox by sandbox."""
+    needed = sandboxes * DESCRIPTORS_PER_SANDBOX + OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in {soft, hard} or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(hard, needed)))
+    except (ValueError, OSError):       # without CAP_SYS_RESOURCE, or over fs.nr_open
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        sys.stderr.write(
+            f"spawner: {sandboxes} sandboxes may need {needed} descriptors, and a process may have {hard} here: raise "
+            "the hard limit (ulimit -Hn) or lower sandboxes_max\n"
+        )
 
 
 def _end_of(pid: int) -> int:

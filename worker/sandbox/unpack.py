@@ -1,7 +1,8 @@
 """The confined child that unpacks one archive: no network, no file system but its target, an id of its own.
 
 What parses a tenant's zip must be assumed taken over by it: this process can write below its target directory, and
-tell its parent a size or a refusal, and nothing else. Everything it needs is imported before the fork, for there is no
+tell its parent a size or a refusal, and nothing else. It is forked with the two descriptors for that (children.py),
+and ends when it has spoken. Everything it needs is imported before the fork, for there is no
 file system to import from afterwards.
 """
 
@@ -50,7 +51,10 @@ def run(order: Unpacking) -> NoReturn:
 
 
 def _confine(order: Unpacking) -> None:
-    linux.prctl(linux.PR_SET_PDEATHSIG, 9)
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):        # the worker's log, perhaps its terminal
+        os.dup2(null, fd)
+    os.close(null)
     linux.unshare(
         linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
     )

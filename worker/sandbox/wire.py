@@ -6,6 +6,7 @@ Owns framing (one packet is one message) and the bounds of what is accepted. A r
 
 import array
 import json
+import os
 import socket
 from typing import Any
 
@@ -49,12 +50,21 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     held = list(fds)
     if not data:
         return None
+    try:
+        return _decode(data, flags), held
+    except BadMessage:
+        for fd in held:
+            os.close(fd)
+        raise
+
+
+def _decode(data: bytes, flags: int) -> Message:
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) > BYTES_MAX:
-        raise BadMessage("a packet was cut: too long, or too many descriptors")
+        raise BadMessage("a packet was cut: too long, too many descriptors, or no room for them in this process")
     try:
         message = json.loads(data)
     except ValueError as error:
         raise BadMessage(f"not JSON: {error}") from None
     if not isinstance(message, dict):
         raise BadMessage("a message is a JSON object")
-    return message, held
+    return message
