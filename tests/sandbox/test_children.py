@@ -52,10 +52,62 @@ def prctl(option, argument=0):
     real(option, argument)
 linux.prctl = prctl
 """
+# The nth call of a kind fails, as where descriptors or processes run out, once the file "fails" is there.
+FAILS = """
+armed = os.path.dirname(sys.argv[2]) + "/fails"
+def failing(real, when=lambda *_: True):
+    def call(*arguments, **options):
+        if os.path.exists(armed) and when(*arguments):
+            os.unlink(armed)
+            raise OSError(24, "Too many open files")
+        return real(*arguments, **options)
+    return call
+"""
+FAILURES = {
+    "no socket for process 1": "socket.socketpair = failing(socket.socketpair)",
+    "no child": "linux.fork_into = failing(linux.fork_into)",
+    "no watch on its socket": """
+selectors.DefaultSelector.register = failing(
+    selectors.DefaultSelector.register, lambda _self, what, *_: isinstance(what, socket.socket))
+""",
+    "no watch on its end": """
+selectors.DefaultSelector.register = failing(
+    selectors.DefaultSelector.register, lambda _self, what, *_: isinstance(what, int))
+""",
+    "no descriptor of its freezer": "os.open = failing(os.open, lambda path, *_: path.endswith('/cgroup.freeze') "
+                                    "or path.endswith('/freezer.state'))",
+    "its first words are cut": """
+def cut(channel, real=wire.receive):
+    if channel is not agents and os.path.exists(armed):
+        os.unlink(armed)
+        for fd in real(channel)[1]:
+            os.close(fd)
+        raise wire.BadMessage("a packet was cut")
+    return real(channel)
+wire.receive = cut
+agents, made = None, spawner.Spawner.__init__
+def init(self, host, channel, end):
+    global agents
+    agents = channel
+    made(self, host, channel, end)
+spawner.Spawner.__init__ = init
+""",
+}
+NO_REMOVAL = """
+def refused(*_):
+    raise OSError(11, "Resource temporarily unavailable")
+def remove(self, directory, real=spawner.Spawner._remove_tree):
+    forks, linux.fork_into = linux.fork_into, refused
+    try:
+        real(self, directory)
+    finally:
+        linux.fork_into = forks
+spawner.Spawner._remove_tree = remove
+"""
 PROGRAM = """
-import json, os, signal, stat, sys, time, types
+import json, os, selectors, signal, socket, stat, sys, time, types
 from chassis.archive import Refused
-from worker.sandbox import linux, predecessor, spawner, spawner_process, unpack
+from worker.sandbox import linux, predecessor, spawner, spawner_process, unpack, wire
 {change}
 sys.exit(spawner_process.main())
 """
@@ -143,6 +195,39 @@ async def test_nobody_changes_the_filter_that_every_sandbox_reads(ground: Ground
         for change in (lambda: os.pwrite(file.fileno(), b"x", 0), lambda: os.ftruncate(file.fileno(), 0)):
             with pytest.raises(PermissionError):
                 change()
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_sandbox_that_can_not_be_made_leaves_nothing_and_hurts_no_other(tmp_path: Path, failure: str) -> None:
+    async with ground_of(tmp_path / "state", FAILS + FAILURES[failure]) as ground:
+        other = await ground.running()
+        assert await other.probe("out = 1") == 1
+        held = descriptors_of(ground)
+        (tmp_path / "state" / "fails").touch()
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(SandboxFault) as caught:
+                await ground.create()
+        assert caught.value.definite
+        assert not (tmp_path / "state" / "fails").exists()
+        assert [path for path in left_behind(ground.config.name) if path.endswith("/s-2")] == []
+        assert len(loops_of(ground.config)) <= 1
+        await until(lambda: descriptors_of(ground) == held)
+        assert len(children_of(ground.process.pid)) == 1
+        for _ in range(ground.config.sandboxes_max - 1):    # no slot is lost
+            await ground.create(memory_mb=128)
+        assert await other.probe("out = 2") == 2
+
+
+async def test_what_was_evicted_stays_where_no_child_can_be_made_to_remove_it(tmp_path: Path) -> None:
+    async with ground_of(tmp_path / "state", NO_REMOVAL, code_cache_bytes_max=1) as ground:
+        await ground.unpack(zipped({"a": b"a"}))
+        last = await ground.unpack(zipped({"b": b"b"}))
+        assert await ground.driver.has_code(last)
+        assert [path.name for path in (tmp_path / "state" / "code").glob("evicted-*")] != []
+
+
+def descriptors_of(ground: Ground) -> int:
+    return len(list(Path(f"/proc/{ground.process.pid}/fd").iterdir()))
 
 
 async def begun(ground: Ground, folder: Path) -> tuple["asyncio.Task[str]", list[int]]:

@@ -92,7 +92,7 @@ class Living:
         if self.stage is Stage.FORKED:
             return self._receive_birth()
         try:
-            packet = self.control.recv(64)
+            packet = self.control.recv(wire.BYTES_MAX)      # of five bytes, or words of a child that failed
         except BlockingIOError:
             return None
         except ConnectionResetError:

@@ -9,6 +9,7 @@ Requests, by "op": authority, runtimes, has_code, unpack (one descriptor: the ar
 destroy, close. Answers and news: wire.py.
 """
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -21,7 +22,7 @@ from typing import Any
 from worker.sandbox import birth, children, linux, living, unpack, wire
 from worker.sandbox.agent_link import AgentGone, AgentLink
 from worker.sandbox.cgroups import SandboxGroup
-from worker.sandbox.host import Host
+from worker.sandbox.host import Host, Runtime
 from worker.sandbox.living import Living, Stage
 from worker.sandbox.requests import Request, RequestRefused, parse
 from worker.sandbox.watchdog import Watchdog
@@ -149,40 +150,40 @@ class Spawner:
         if not self._slots:
             limit = host.config.sandboxes_max
             raise RequestRefused("sandbox", f"this worker holds its limit of {limit} sandboxes (sandboxes_max)")
+        self._make(request, runtime)
+
+    def _make(self, request: Request, runtime: Runtime) -> None:
+        """Begins a sandbox. Raises OSError, and nothing of it is there."""
+        host = self._host
         proc_files, template = host.proc_files(request.memory_mb), host.tmp_template(request.tmp_mb)
-        slot = self._slots.pop()
-        host_uid = host.config.uid_base + 2 * (slot - 1)
-        try:
+        with contextlib.ExitStack() as undo:
+            slot = self._slots.pop()
+            undo.callback(self._slots.append, slot)
+            host_uid = host.config.uid_base + 2 * (slot - 1)
             group = host.cgroups.create(request.sandbox, request.memory_mb)
-        except OSError:
-            self._slots.append(slot)
-            raise
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        order = birth.Birth(
-            mount_point=host.mount_point, root=runtime.root, code=host.cache.path_of(request.sha256),
-            proc_files=proc_files, tmp_template=template, tmp_directory=host.tmp_directory, tmp_mb=request.tmp_mb,
-            host_uid=host_uid, join_files=tuple(group.join_files), run_file=group.run_file,
-            run_directory=group.run_directory,
-            control=theirs.fileno(), filter=host.filter_fd, init=host.init_fd,
-        )
-        try:
-            pid, pidfd = self._fork_born(group, order)
-        except OSError:
-            group.remove()
-            ours.close()
-            self._slots.append(slot)
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
+            undo.callback(group.remove)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            with theirs:
+                pid, pidfd = self._fork_born(group, birth.Birth(
+                    mount_point=host.mount_point, root=runtime.root, code=host.cache.path_of(request.sha256),
+                    proc_files=proc_files, tmp_template=template, tmp_directory=host.tmp_directory,
+                    tmp_mb=request.tmp_mb, host_uid=host_uid, join_files=tuple(group.join_files),
+                    run_file=group.run_file, run_directory=group.run_directory,
+                    control=theirs.fileno(), filter=host.filter_fd, init=host.init_fd,
+                ))
+            undo.callback(children.end_now, pid, pidfd)
+            ours.setblocking(False)
+            sandbox = Living(
+                sandbox=request.sandbox, slot=slot, host_uid=host_uid, code=request.sha256, command=runtime.command,
+                group=group, control=ours, pid=pid, pidfd=pidfd, create_request=request.id,
+            )
+            self._selector.register(ours, selectors.EVENT_READ, lambda _: self._on_control(sandbox))
+            undo.callback(self._selector.unregister, ours)
+            self._selector.register(pidfd, selectors.EVENT_READ, lambda _: self._on_ended(sandbox))
+            undo.pop_all()
         host.cache.hold(request.sha256)
-        sandbox = Living(
-            sandbox=request.sandbox, slot=slot, host_uid=host_uid, code=request.sha256, command=runtime.command,
-            group=group, control=ours, pid=pid, pidfd=pidfd, create_request=request.id,
-        )
         self._sandboxes[request.sandbox] = sandbox
-        self._selector.register(ours, selectors.EVENT_READ, lambda _: self._on_control(sandbox))
-        self._selector.register(sandbox.pidfd, selectors.EVENT_READ, lambda _: self._on_ended(sandbox))
 
     def _do_start(self, request: Request, _fds: list[int]) -> None:
         sandbox = self._ready(request)
@@ -239,18 +240,12 @@ class Spawner:
     def _on_control(self, sandbox: Living) -> None:
         try:
             outcome = sandbox.receive()
-        except (EOFError, OSError) as error:
-            self._end(sandbox, f"its process 1 ended: {error}")
+        except (EOFError, OSError, wire.BadMessage) as error:
+            self._end(sandbox, f"its process 1 ended or can't be heard: {error}")
             return
         match outcome:
             case living.Born():
-                number, sandbox.create_request = sandbox.create_request, None
-                group = sandbox.group
-                held = [outcome.listener]
-                for path, flags in ((group.freeze_file, os.O_WRONLY), (group.frozen_file, os.O_RDONLY),
-                                    (group.peak_file, os.O_RDONLY)):
-                    held.append(os.open(path, flags | os.O_CLOEXEC))
-                self._agent.say({"id": number, "ok": True, "freezer": self._host.cgroups.layout.freezer}, held)
+                self._on_born(sandbox, outcome.listener)
             case living.Failed():
                 self._end(sandbox, outcome.message)
             case living.Started():
@@ -260,6 +255,20 @@ class Spawner:
                            "signal": outcome.signal, "oom": outcome.oom})
             case living.Emptied():
                 self._agent.say({"id": sandbox.kill_requests.pop(0), "ok": True})
+
+    def _on_born(self, sandbox: Living, listener: int) -> None:
+        group, held = sandbox.group, [listener]
+        try:
+            for path, flags in ((group.freeze_file, os.O_WRONLY), (group.frozen_file, os.O_RDONLY),
+                                (group.peak_file, os.O_RDONLY)):
+                held.append(os.open(path, flags | os.O_CLOEXEC))
+        except OSError as error:
+            for fd in held:
+                os.close(fd)
+            self._end(sandbox, str(error))
+            return
+        number, sandbox.create_request = sandbox.create_request, None
+        self._agent.say({"id": number, "ok": True, "freezer": self._host.cgroups.layout.freezer}, held)
 
     def _on_started(self, sandbox: Living, number: int) -> None:
         request, sandbox.start_request = sandbox.start_request, None
