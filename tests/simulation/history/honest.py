@@ -167,6 +167,15 @@ def throttled(at, *waiting, limit=1, frontend=F1, node=C1, pool=POOL):
     return Throttled(at=at, node=node, frontend=frontend, pool=pool, waiting=waiting, round=1, limit=limit)
 
 
+def recall(at, number, *frontends, given_back=0, node=C2, pool=POOL):
+    """A round, and the answers of these."""
+    return [
+        Recalled(at=at, node=node, pool=pool, round=number),
+        *(RecallAnswered(at=at + 0.1, node=node, pool=pool, round=number, frontend=frontend, given_back=given_back,
+                         in_use=1) for frontend in frontends),
+    ]
+
+
 HONEST = [
     # 0: everything begins
     Life(at=0, node=W1, incarnation="host-1@1"), Life(at=0, node=W2, incarnation="host-2@1"),

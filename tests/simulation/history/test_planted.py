@@ -26,6 +26,8 @@ from simulation.history.records import (
     Over,
     Placed,
     Proposed,
+    RecallAnswered,
+    Recalled,
     Refused,
     Responded,
     Rest,
@@ -69,6 +71,7 @@ from tests.simulation.history.honest import (
     level,
     made,
     ran,
+    recall,
     refused,
     room,
     start,
@@ -76,6 +79,10 @@ from tests.simulation.history.honest import (
     wanted,
 )
 
+HELD_BY_TWO = [
+    level(79, 0, node=C2), Session(at=79.1, node=C2, session=S2, state="live"), block(79.9, 1, node=C2),
+    block(79.9, 1, S2, node=C2), level(79.9, 2, node=C2), wanted(80, 9, node=C2),
+    block(82, 0, node=C2), block(82, 0, S2, node=C2), level(82, 0, node=C2)]
 ALSO_HONEST = {
     "as it is": [],
     "one after the other in one instant": [*ran("x", 31.1 + 1, "s2", W2)],
@@ -123,6 +130,15 @@ ALSO_HONEST = {
     "granted one after the other, and heard of late": [
         wanted(80, 8, 9, node=C2), granted(80.1, 1, node=C2), granted(80.15, 1, node=C2), wanted(80.2, 8, 9, node=C2),
         Served(at=84, node=F1, number=8, how="admitted"), Served(at=84, node=F1, number=9, how="admitted")],
+    "throttled when all who hold permits live were heard": [
+        *HELD_BY_TWO, Recalled(at=80.3, node=C2, pool=POOL, round=1),
+        Session(at=80.4, node=C2, session=S2, state="gone"), RecallAnswered(
+            at=80.5, node=C2, pool=POOL, round=1, frontend=F1, given_back=0, in_use=1),
+        wanted(80.55, node=C2), wanted(80.56, 9, node=C2), throttled(80.6, 9, node=C2), *refused("x", 80)],
+    "throttled where all permits are those of frontends that are gone": [
+        *HELD_BY_TWO, Session(at=80.3, node=C2, session=S1, state="counted"),
+        Session(at=80.3, node=C2, session=S2, state="counted"), throttled(80.6, 9, node=C2), *refused("x", 80),
+        Session(at=80.7, node=C2, session=S1, state="live")],
     "refused for want of a proof": [
         wanted(80, 9, node=C2),
         Unproven(at=80.5, node=C2, frontend=F1, pool=POOL, waiting=(9,), reason="silent holder"),
@@ -286,6 +302,20 @@ PLANTED = {
         Served(at=82, node=F1, number=9, how="admitted")]),
     "throttled while one is free": (13, [
         throttled(80, 9, node=C2), *refused("x", 79.9)]),
+    "throttled without a round": (13, [*HELD_BY_TWO, throttled(80.5, 9, node=C2), *refused("x", 80)]),
+    "throttled by an older round": (13, [
+        *HELD_BY_TWO, *recall(80.1, 7), throttled(80.6, 9, node=C2), *refused("x", 80)]),
+    "throttled without a round while the runs of other pools are charged": (13, [
+        level(80, 0, limit=1, node=C2, crossing=1), block(80, 1, node=C2, pool=REST), level(80, 1, 601, C2, REST),
+        wanted(80, 9, node=C2), throttled(80.5, 9, node=C2), *refused("x", 80), block(82, 0, node=C2, pool=REST),
+        level(82, 0, 601, C2, REST), level(82, 0, limit=1, node=C2)]),
+    "throttled without the word of one who holds permits": (13, [
+        *HELD_BY_TWO, *recall(80.1, 1, F1), throttled(80.6, 9, node=C2), *refused("x", 80)]),
+    "throttled although a permit was given back": (13, [
+        *HELD_BY_TWO, *recall(80.1, 1, F1, F2, given_back=1), throttled(80.6, 9, node=C2), *refused("x", 80)]),
+    "throttled by a round that began before it came": (13, [
+        *HELD_BY_TWO, *recall(80.1, 1, F1, F2), wanted(80.2, 9, 10, node=C2), throttled(80.6, 9, 10, node=C2),
+        *refused("x", 80)]),
     # 14: Raft
     "two leaders in one term": (14, [Led(at=80, node=C3, term=2)]),
     "another entry at the same index": (14, [*entry(4, 80, (C2,)), *entry(4, 80.1, (C3,), digest="other")]),
