@@ -160,7 +160,10 @@ ALSO_HONEST = {
         Responded(at=81.9, node=W1, invocation="x", digest="r-x"), end("x", 81.9, "s4"),
         Over(at=82, node=F1, request="x"), answered("x", 82, digest="r-x")],
     "told again what is left of a lease": [grant(80, 2, hard_end_s=HOUR)],
-    "told again by a placement that was replaced": [grant(80, 3, node=P2), grant(81, 2)],
+    "told again by a placement that was replaced": [
+        grant(80, 3, node=P2), grant(81, 2, hard_end_s=7 * HOUR)],
+    "adopted again, a moment after the order was sent": [
+        grant(80, 3, manager=M2), adopted(80.1, 3, manager=M2), adopted(81.9, 3, manager=M2)],
     "taken over": [grant(80, 3, manager=M2, node=P2), adopted(80.1, 3, manager=M2)],
     "the old manager still says so": [
         LeaseHeld(at=80, node="operator", worker=W1, lease=2, manager=M1),
@@ -262,11 +265,13 @@ PLANTED = {
     "another account's": (8, [made("s4", 80, lease=2), *ran("x", 81, "s4", account="b", pool="b/*")]),
     # 9: leases
     "granted to two under one number": (9, [grant(80, 2, manager=M2)]),
-    "granted under a lower number": (9, [grant(80, 1)]),
-    "granted under a lower number by who gave the higher": (9, [grant(80, 3), grant(81, 2)]),
+    "granted under a lower number": (9, [grant(80, 1, hard_end_s=HOUR)]),
+    "granted under a lower number by who gave the higher": (9, [
+        grant(80, 3), grant(81, 2, hard_end_s=HOUR)]),
     "granted under a lower number by who was replaced, to another": (9, [
         grant(80, 3, node=P2), grant(81, 2, manager=M2)]),
-    "granted under a lower number by who never gave it": (9, [grant(80, 3), grant(81, 2, node=P2)]),
+    "granted under a lower number by who never gave it": (9, [
+        grant(80, 3), grant(81, 2, node=P2, hard_end_s=HOUR)]),
     "adopted by two under one number": (9, [adopted(80, 2, manager=M2)]),
     "adopted under a lower number": (9, [adopted(80, 1)]),
     "held by two, by their own words": (9, [
@@ -280,6 +285,13 @@ PLANTED = {
     "returned after the lease's end": (11, [adopted(79, 2, lasts_s=1), Returned(at=80, node=W1)]),
     "too short a lease": (11, [grant(80, 3, hard_end_s=5 * HOUR)]),
     "too long a lease": (11, [grant(80, 3, hard_end_s=11 * HOUR)]),
+    "adopted for longer than it was granted": (11, [grant(80, 3), adopted(80.1, 3, lasts_s=10 * HOUR)]),
+    "adopted again for its whole length": (11, [
+        grant(79, 3, W2), adopted(79.1, 3, W2), adopted(82, 3, W2, lasts_s=8 * HOUR)]),
+    "granted again for its whole length": (11, [grant(79, 3, W2), grant(82, 3, W2)]),
+    "granted again for its whole length by another placement": (11, [grant(79, 3, W2), grant(82, 3, W2, node=P2)]),
+    "adopted again for longer, of a grant that nobody saw": (11, [
+        adopted(79, 3, manager=M2), adopted(82, 3, manager=M2, lasts_s=9 * HOUR)]),
     # 12: draining
     "made while it drains": (12, [Draining(at=80, node=W1, worker=W1), made("s8", 81, lease=2)]),
     "placed by a manager that drains it": (12, [
@@ -376,7 +388,7 @@ def test_a_file_gives_the_same_verdict(name):
 def test_what_clocks_of_two_hosts_leave_open_is_no_violation(name, doubtful):
     """The same stamps, and a host whose clock may be a minute off: one order of events is as good as the other."""
     planted = PLANTED[name][1]
-    other = [grant(80, 1, node=P2)] if doubtful == P1 else planted
+    other = [grant(80, 1, node=P2, hard_end_s=HOUR)] if doubtful == P1 else planted
     assert found(*planted)
     assert found(*other, far(doubtful)) == []
     assert found(*other, far(doubtful, -0.001, 0.001)), "a millisecond leaves nothing open"
