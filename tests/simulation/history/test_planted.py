@@ -83,6 +83,8 @@ HELD_BY_TWO = [
     level(79, 0, node=C2), Session(at=79.1, node=C2, session=S2, state="live"), block(79.9, 1, node=C2),
     block(79.9, 1, S2, node=C2), level(79.9, 2, node=C2), wanted(80, 9, node=C2),
     block(82, 0, node=C2), block(82, 0, S2, node=C2), level(82, 0, node=C2)]
+BEGUN = [asked("x", 80), start("x", 80.1, "s9", W2)]
+ENDED = [end("x", 82, "s9", W2), answered("x", 82.1)]
 ALSO_HONEST = {
     "as it is": [],
     "one after the other in one instant": [*ran("x", 31.1 + 1, "s2", W2)],
@@ -110,6 +112,10 @@ ALSO_HONEST = {
         block(84.5, 0, node=C2, why="GiveBack"), level(84.5, 0, limit=1, node=C2)],
     "the operator declared a host dead that starts one more": [
         Member(at=80, node=C2, incarnation="host-1@1", state="declared dead"), *ran("x", 80.5, "s4")],
+    "the operator declared a host dead that still runs something": [
+        *BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="declared dead"), *ENDED],
+    "another incarnation starts once it has authority": [
+        Life(at=79, node=W1, incarnation="host-1@2"), Authority(at=79.5, node=W1, until=200), *ran("x", 80, "s4")],
     "a free permit, and a leader that was stopped": [
         wanted(81.55, 9, node=C2), Served(at=83.4, node=F1, number=9, how="admitted")],
     "a free permit of a pool whose account has none": [
@@ -205,6 +211,15 @@ PLANTED = {
     "started by an evicted worker": (1, [
         Member(at=80, node=C2, incarnation="host-1@1", state="evicted"), *ran("x", 80.5, "s4")]),
     "started without authority": (1, [Authority(at=79, node=W1, until=80), *ran("x", 80.5, "s4")]),
+    "started by an incarnation that has not joined": (1, [
+        Life(at=79, node=W1, incarnation="host-1@2"), *ran("x", 80, "s4")]),
+    "started between its life and its first authority": (1, [
+        Life(at=79, node=W1, incarnation="host-1@2"), *ran("x", 80, "s4"), Authority(at=82, node=W1, until=200),
+        *ran("y", 83, "s4")]),
+    "evicted while it runs": (1, [*BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="evicted"), *ENDED]),
+    "left while it runs": (1, [*BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="left"), *ENDED]),
+    "replaced while it runs": (1, [
+        *BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="replaced"), *ENDED]),
     # 2: leaks
     "a permit that never came back": (2, [block(75, 1, node=C2), level(75, 1, limit=1, node=C2)]),
     "one more than is kept for a run that nobody knows of": (2, [
@@ -383,6 +398,7 @@ def test_a_file_gives_the_same_verdict(name):
 @pytest.mark.parametrize(("name", "doubtful"), [
     ("two runs of a limit of 1", W2),
     ("started by an evicted worker", W1),
+    ("evicted while it runs", W2),
     ("granted under a lower number", P1),
 ])
 def test_what_clocks_of_two_hosts_leave_open_is_no_violation(name, doubtful):
