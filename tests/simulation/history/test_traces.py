@@ -266,7 +266,7 @@ def test_what_is_charged_elsewhere_ends_with_its_last_permit():
     """The function got a reservation while a permit of the rest was out; it came back."""
     rest, pool = unreserved("a"), reserved("a", "f")
     session = Session(frontend="frontend-az1-1", epoch=1)
-    commands = [
+    commands: list[c.Command] = [
         c.OpenSession(frontend=session.frontend, nonce=1),
         c.Acquire(wishes=(c.Wish(session=session, pool=rest, generation=0, waiting=1, spare=0),)),
         c.SetReserved(account="a", function="f", value=2),
