@@ -110,6 +110,9 @@ ALSO_HONEST = {
         block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1), start("x", 75.2, "s4"),
         end("x", 75.3, "s4"), answered("x", 78.5, status=500, error="ServiceException", explained=True),
         block(84.5, 0, node=C2, why="GiveBack"), level(84.5, 0, limit=1, node=C2)],
+    "a frontend that was killed with a request, a moment before its permit came back": [
+        asked("x", 74), block(75, 1, node=C2), level(75, 1, limit=1, node=C2), Lost(at=80, node=F1),
+        block(84.5, 0, node=C2), level(84.5, 0, limit=1, node=C2)],
     "the operator declared a host dead that starts one more": [
         Member(at=80, node=C2, incarnation="host-1@1", state="declared dead"), *ran("x", 80.5, "s4")],
     "the operator declared a host dead that still runs something": [
@@ -235,6 +238,10 @@ PLANTED = {
     "a counted block of which nothing runs": (2, [
         Session(at=75, node=C2, session=f"{F2}#2", state="counted"), block(75, 1, f"{F2}#2", node=C2),
         level(75, 1, limit=1, node=C2)]),
+    "a permit that never came back, and a frontend that was killed with a request": (2, [
+        block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 74, F2), Lost(at=76, node=F2)]),
+    "a permit that never came back, killed before its request was sent": (2, [
+        asked("x", 74), Lost(at=74.5, node=F1), block(75, 1, f"{F2}#2", node=C2), level(75, 1, limit=1, node=C2)]),
     "out when the ledger was asked": (2, [Rest(at=85, pool=POOL, out=1, after_s=5, whole=False)]),
     "a run without an end": (2, [asked("x", 80), start("x", 80.1, "s4"), answered("x", 81)]),
     # 3: events
