@@ -26,6 +26,7 @@ def cover(record: Record, logs: Iterable[LogCounts]) -> Counter[str]:
         seen["truncations"] += log.truncations
     evicted: set[str] = set()
     reported: set[str] = set()
+    rounds: set[int] = set()
     for line in record.parsed()[:record.lines.until(record.over_at)]:
         event = line.get("event")
         if event is None or not line["node"].startswith("counting-"):
@@ -40,7 +41,9 @@ def cover(record: Record, logs: Iterable[LogCounts]) -> Counter[str]:
                     reported.update(run["invocation"] for run in command["runs"])
         for effect in line["effects"]:
             _effect(seen, effect)
-    seen["evictions"], seen["runs reported"] = len(evicted), len(reported)
+            if effect["type"] == "SendRecall":      # one to each holder
+                rounds.add(effect["round"])
+    seen["evictions"], seen["runs reported"], seen["recall rounds"] = len(evicted), len(reported), len(rounds)
     for request in record.requests.values():
         seen[f"answers {request.status}"] += 1
     seen["cold starts"] = len({run.sandbox for run in record.runs})
@@ -54,7 +57,7 @@ def _effect(seen: Counter[str], effect: Mapping[str, Any]) -> None:
         case "SendRecall":
             seen["recalls"] += 1
         case "SendThrottled":
-            seen["recall rounds"] += 1
+            seen["throttles"] += 1
         case "SendFenced":      # a frontend that lives is told that its session is over: it was taken for dead
             seen["false suspicions"] += 1
 

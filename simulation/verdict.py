@@ -7,7 +7,7 @@ Invariants by number (docs/invariants.md); 0 is a failure inside a service or a 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,13 @@ class Violation:
 
 
 def judge(record: Record) -> list[Violation]:
-    lines = record.parsed()
     found = [
         Violation(invariant=0, what=bug.what, about=(f'"node":"{bug.node}"',) if bug.node else (), at=bug.at)
         for bug in record.bugs
     ]
     for rule in (_limits, _once, _answers, _sandboxes, _revisions):
         found += rule(record)
-    found += _traced(lines, record.lines.at, record.lease_scale)
+    found += _traced(record)
     return found
 
 
@@ -171,16 +170,21 @@ def _revisions(record: Record) -> Iterator[Violation]:
 # ------------------------------------------------------------ all of them, by the trace
 
 
-def _traced(lines: Sequence[Any], at: Sequence[float], scale: float) -> Iterator[Violation]:
+def _traced(record: Record) -> Iterator[Violation]:
     """In the order in which they happened. What hosts' own times leave open, nothing is made of."""
-    bounds = bounds_of(lines, at)
-    history = History(time_scale=scale, bounds=bounds)
-    for line in lines:
+    lines, over = record.parsed(), record.lines.until(record.over_at)
+    bounds = bounds_of(lines, record.lines.at)
+    history = History(time_scale=record.lease_scale, bounds=bounds)
+    for line in lines[:over]:
+        history.read(line)
+    if math.isfinite(record.over_at):
+        history.close(record.over_at)
+    for line in lines[over:]:
         history.read(line)
     for one in history.end().violations:
         yield Violation(
             invariant=one.invariant, what=one.what, about=tuple(word for word in one.what.split() if "-" in word),
-            at=max((record.at + bounds.get(record.node, (0.0, 0.0))[1] for record in one.records), default=math.inf),
+            at=max((shown.at + bounds.get(shown.node, (0.0, 0.0))[1] for shown in one.records), default=math.inf),
         )
 
 

@@ -19,7 +19,8 @@ __all__ = [
 
 
 class History:
-    """``read`` parsed lines of traces in the order in which they happened, then ``end`` once.
+    """``read`` parsed lines of traces in the order in which they happened, then ``end`` once; ``close`` when nothing
+    is under way any more, if that comes.
 
     ``bounds``: of clocks by node, where they aren't one (seconds; ``bounds_of``).
     """
@@ -34,6 +35,10 @@ class History:
         """Raises ValueError, KeyError or TypeError for what is no line of a trace."""
         for record in self._traces.read(line):
             self._checker.see(record)
+
+    def close(self, at: float) -> None:
+        """Everything had been answered and looked at by then: what goes on is wrong. Lines may follow, of the end."""
+        self._checker.see(Closed(at=at))
 
     def end(self) -> Verdict:
         return self._checker.verdict()

@@ -268,10 +268,12 @@ class _View:
         self._states = states
 
     def _charged(self, pool: Pool) -> list[Pool]:
-        """Those whose charge may change when permits of this one come back: pools that functions moved to, or from."""
+        """Those whose charge may change when permits of this one come back: pools that functions moved to, or from,
+        and those that were charged before."""
         account = self.ledger.account(pool.account)
         carved = [reserved(pool.account, function) for function, sessions in account.crossing.items() if sessions]
-        return list(dict.fromkeys([*self._of_function(pool), unreserved(pool.account), *carved]))
+        before = [other for other, (_, _, crossing, _) in self._levels.items() if crossing]
+        return list(dict.fromkeys([*self._of_function(pool), unreserved(pool.account), *carved, *before]))
 
     def _of_function(self, pool: Pool) -> list[Pool]:
         """Those that share a reservation with this one."""

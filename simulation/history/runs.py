@@ -27,6 +27,7 @@ class Runs:
         self.running: dict[str, Run] = {}           # by request
         self.count: Counter[str] = Counter()        # of what runs, by the pool that it was admitted from
         self.changed: dict[str, Record] = {}        # the newest that changed it, by pool
+        self.counted_out: dict[str, Run] = {}       # by request: over by the ledger's word that its worker is out
         self.incarnations: dict[str, str] = {}      # the newest life, by worker
         self._known: set[str] = set()
         self._by_node: dict[str, dict[str, Run]] = {}
@@ -75,6 +76,8 @@ class Runs:
 
     def _over(self, run: Run, record: Record) -> None:
         run.end = record
+        if isinstance(record, Member):
+            self.counted_out[run.start.request] = run
         del self.running[run.start.request]
         del self._by_node[run.start.node][run.start.request]
         self.count[run.start.pool] -= 1

@@ -213,7 +213,8 @@ def test_shared_sandboxes_and_older_revisions_are_found():
 
 
 def line(node, at, event, **effects):
-    core = {"counting": "CountingCore", "placement": "PlacementCore"}[node.split("-")[0]]
+    cores = {"counting": "CountingCore", "placement": "PlacementCore", "worker": "WorkerCore"}
+    core = cores[node.split("-")[0]]
     told = {"at": at, "node": node, "core": core, "cause": "", "event": event, "effects": list(effects.values())}
     return json.dumps(told)
 
@@ -238,6 +239,25 @@ def test_two_leaders_of_a_term_and_two_entries_of_an_index_are_found():
     first = [led("counting-az1", 1), committed("counting-az1", 3, 1), led("counting-az2", 2)]
     assert found(traced(*first, committed("counting-az2", 3, 1))) == []
     assert found(traced(*first, committed("counting-az2", 3, 2))) == [14]
+
+
+def test_what_runs_when_all_is_over_is_found():
+    worker = "worker-az1-1"
+    block = {"session": {"frontend": "frontend-az1-1", "epoch": 1}, "account": "a", "kind": 2, "function": "f",
+             "qualifier": ""}
+    function = {"account": "a", "function": "f", "version": "$LATEST", "revision": 1}
+    begins = line(worker, 1.0, {"type": "StartAsked", "lease": 1, "function": function, "block": block},
+                  start={"type": "StartInvocation", "sandbox": "s", "invocation": "i"})
+    ends = line(worker, 2.0, {"type": "InvocationEnded", "sandbox": "s", "invocation": "i"})
+    record = traced(begins, ends)
+    record.over_at = 0.5
+    assert found(record) == [2]
+    record.over_at = 1.0
+    assert found(record) == []
+    record = traced(begins)
+    assert found(record) == [], "its region failed before all was over"
+    record.over_at = 9.0
+    assert found(record) == [2]
 
 
 def test_leases_and_bugs_are_judged_too():

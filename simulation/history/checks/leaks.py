@@ -23,6 +23,7 @@ from simulation.history.records import (
     Deposed,
     Led,
     Life,
+    Lost,
     Member,
     Over,
     Proposed,
@@ -59,8 +60,8 @@ class NothingLeaks(Check):
             Proposed: lead.proposed, Committed: lead.committed,
             Led: self._led, Deposed: self._deposed, Beat: self._beat, Block: lead.only(self._block),
             Session: lead.only(self._session), Member: lead.only(self._member),
-            Asked: self._ask, Start: self._start, Answered: self._answer, Over: self._over, Life: self._life,
-            Rest: self._rest, Closed: self._closed,
+            Asked: self._ask, Start: self._start, Answered: self._answer, Over: self._over, Life: self._gone,
+            Lost: self._gone, Rest: self._rest, Closed: self._closed,
         }
 
     def _led(self, led: Led) -> None:
@@ -116,15 +117,16 @@ class NothingLeaks(Check):
         if asked is not None:
             self._leave(asked, record)
 
-    def _life(self, life: Life) -> None:
+    def _gone(self, record: Life | Lost) -> None:
+        """Nothing waits at a frontend that was killed, or began anew."""
         for request, asked in list(self._open.items()):
-            if asked.node == life.node:
+            if asked.node == record.node:
                 del self._open[request]
-                self._leave(asked, life)
-        for request in [request for request, asked in self._asked.items() if asked.node == life.node]:
+                self._leave(asked, record)
+        for request in [request for request, asked in self._asked.items() if asked.node == record.node]:
             del self._asked[request]
             self._begun.discard(request)
-        for key in [key for key in self._kept if key[0] == life.node]:
+        for key in [key for key in self._kept if key[0] == record.node]:
             del self._kept[key]
 
     def _leave(self, asked: Asked, record: Record) -> None:

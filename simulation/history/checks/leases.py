@@ -7,6 +7,7 @@ from simulation.history.records import Adopted, LeaseGranted, LeaseHeld, Made, R
 
 LEASE_S_MIN, LEASE_S_MAX = 6 * 3600.0, 10 * 3600.0
 _ROUNDING_S = 0.01      # a lease's length was computed from the time of another event
+_ON_ITS_WAY_S = 2.0     # an order to adopt says what is left when it is sent: the worker's own margin (lease_margin_s)
 
 
 class LeasesHold(Check):
@@ -103,7 +104,7 @@ class LeasesEnd(Check):
 
     def handlers(self) -> Mapping[type[Record], Handler]:
         self._adopted: dict[str, Adopted] = {}
-        self._granted: set[tuple[str, int]] = set()
+        self._first: dict[tuple[str, int, str], LeaseGranted | Adopted] = {}    # by worker, lease and manager
         return {
             LeaseGranted: self._grant, Adopted: self._adopt, Returned: self._returned, Start: self._start,
             Made: self._made,
@@ -112,9 +113,8 @@ class LeasesEnd(Check):
     def _grant(self, grant: LeaseGranted) -> None:
         scale = self.ground.time_scale
         shortest, longest = LEASE_S_MIN * scale, LEASE_S_MAX * scale
-        if (grant.worker, grant.lease) in self._granted:
-            shortest = 0.0      # told again to a manager whose stream broke: what is left of it
-        self._granted.add((grant.worker, grant.lease))
+        if self._is_told_again(grant, grant.worker, _ROUNDING_S):
+            shortest = 0.0      # to a manager whose stream broke: what is left of it
         if not shortest - _ROUNDING_S <= grant.hard_end_s <= longest + _ROUNDING_S:
             self.violated(
                 f"lease {grant.lease} of {grant.worker} lasts {grant.hard_end_s:g} s, not {shortest:g} to "
@@ -125,6 +125,18 @@ class LeasesEnd(Check):
         before = self._adopted.get(adopted.node)
         if before is None or adopted.lease >= before.lease:
             self._adopted[adopted.node] = adopted
+            self._is_told_again(adopted, adopted.node, _ON_ITS_WAY_S)
+
+    def _is_told_again(self, record: LeaseGranted | Adopted, worker: str, spare_s: float) -> bool:
+        """A lease ends when it was first said to: who is told again is told what is left."""
+        first = self._first.setdefault((worker, record.lease, record.manager), record)
+        clocks = self.ground.clocks
+        late_s = clocks.earliest(record) + _length_s(record) - clocks.latest(first) - _length_s(first)
+        if late_s > spare_s:
+            self.violated(
+                f"lease {record.lease} of {worker} ends {late_s:.1f} s later than it was given for", first, record
+            )
+        return first is not record
 
     def _returned(self, returned: Returned) -> None:
         self._before_the_end(returned, "was returned")
@@ -142,3 +154,7 @@ class LeasesEnd(Check):
                 f"{record.node} {what} at {record.at:.3f}, lease {adopted.lease} had ended at "
                 f"{adopted.at + adopted.lasts_s:.3f}", adopted, record,
             )
+
+
+def _length_s(record: LeaseGranted | Adopted) -> float:
+    return record.hard_end_s if isinstance(record, LeaseGranted) else record.lasts_s

@@ -16,6 +16,7 @@ from simulation.history.records import (
     Authority,
     Block,
     Bound,
+    End,
     FenceAcked,
     Led,
     Level,
@@ -48,11 +49,12 @@ class LimitsHold(Check):
         self._fences: dict[tuple[str, str], tuple[int, FenceAcked]] = {}   # by worker and frontend
         self._out: dict[str, Member] = {}                               # by incarnation
         self._authority: dict[str, Authority] = {}
+        self._lives: dict[str, Life] = {}                               # by worker: that had no authority yet
         return {
             Asked: self._ask, Bound: self._bind, Level: lead.only(self._level), Room: lead.only(self._room),
             Block: lead.only(self._block), Session: lead.only(self._session), Led: self._led,
             FenceAcked: self._fence, Member: self._member, Authority: self._authorise, Life: self._life,
-            Start: self._start,
+            Start: self._start, End: self._end,
         }
 
     # ------------------------------------------------------------ what the ledger does
@@ -132,8 +134,11 @@ class LimitsHold(Check):
 
     def _authorise(self, authority: Authority) -> None:
         self._authority[authority.node] = authority
+        self._lives.pop(authority.node, None)
 
     def _life(self, life: Life) -> None:
+        if life.incarnation:
+            self._lives[life.node] = life
         self._authority.pop(life.node, None)
         for key in [key for key in self._fences if key[0] == life.node]:
             del self._fences[key]
@@ -157,6 +162,22 @@ class LimitsHold(Check):
             self.violated(
                 f"{start.node} starts {start.invocation} at {start.at:.3f}, it might do so until "
                 f"{authority.until:.3f}", authority, start,
+            )
+        life = self._lives.get(start.node)
+        if life is not None:
+            self.violated(
+                f"{start.node} starts {start.invocation} before {life.incarnation} had any authority", life, start
+            )
+
+    def _end(self, end: End) -> None:
+        run = self.ground.runs.counted_out.get(end.invocation.partition("#")[0])
+        if run is None or (run.start.node, run.start.sandbox) != (end.node, end.sandbox):
+            return
+        out = run.end
+        if isinstance(out, Member) and out.state in _COUNTED_OUT and self.ground.clocks.before(out, end):
+            self.violated(
+                f"{end.invocation} ran on {end.node} which had been {out.state} ({out.incarnation}): nobody counted it",
+                run.start, out, end,
             )
 
     # ------------------------------------------------------------ runs

@@ -167,6 +167,15 @@ def throttled(at, *waiting, limit=1, frontend=F1, node=C1, pool=POOL):
     return Throttled(at=at, node=node, frontend=frontend, pool=pool, waiting=waiting, round=1, limit=limit)
 
 
+def recall(at, number, *frontends, given_back=0, node=C2, pool=POOL):
+    """A round, and the answers of these."""
+    return [
+        Recalled(at=at, node=node, pool=pool, round=number),
+        *(RecallAnswered(at=at + 0.1, node=node, pool=pool, round=number, frontend=frontend, given_back=given_back,
+                         in_use=1) for frontend in frontends),
+    ]
+
+
 HONEST = [
     # 0: everything begins
     Life(at=0, node=W1, incarnation="host-1@1"), Life(at=0, node=W2, incarnation="host-2@1"),
@@ -179,7 +188,8 @@ HONEST = [
     level(0.4, 0, limit=600, pool=REST), Bound(at=0.5, node=C1, pool=REST, limit=600, since=0.4),
     Authority(at=0.5, node=W1, until=120), Authority(at=0.5, node=W2, until=120),
     FenceAcked(at=0.5, node=W1, session=f"{F1}#0", reports=False),
-    grant(0.5, 1), grant(0.5, 1, W2), grant(0.6, 1, W2), adopted(1, 1), adopted(1, 1, W2), adopted(1.1, 1, W2),
+    grant(0.5, 1), grant(0.5, 1, W2), grant(0.6, 1, W2, hard_end_s=8 * HOUR - 0.1),
+    adopted(1, 1), adopted(1, 1, W2), adopted(1.1, 1, W2),
     LeaseHeld(at=1.2, node="operator", worker=W1, lease=1, manager=M1),
     Connected(at=1, node=M1, worker=W1), Placed(at=2, node=M1, worker=W1, sandbox="s1"), made("s1", 2.1),
     made("s2", 2.1, W2), made("s3", 2.1, W2),

@@ -26,6 +26,8 @@ from simulation.history.records import (
     Over,
     Placed,
     Proposed,
+    RecallAnswered,
+    Recalled,
     Refused,
     Responded,
     Rest,
@@ -69,6 +71,7 @@ from tests.simulation.history.honest import (
     level,
     made,
     ran,
+    recall,
     refused,
     room,
     start,
@@ -76,6 +79,12 @@ from tests.simulation.history.honest import (
     wanted,
 )
 
+HELD_BY_TWO = [
+    level(79, 0, node=C2), Session(at=79.1, node=C2, session=S2, state="live"), block(79.9, 1, node=C2),
+    block(79.9, 1, S2, node=C2), level(79.9, 2, node=C2), wanted(80, 9, node=C2),
+    block(82, 0, node=C2), block(82, 0, S2, node=C2), level(82, 0, node=C2)]
+BEGUN = [asked("x", 80), start("x", 80.1, "s9", W2)]
+ENDED = [end("x", 82, "s9", W2), answered("x", 82.1)]
 ALSO_HONEST = {
     "as it is": [],
     "one after the other in one instant": [*ran("x", 31.1 + 1, "s2", W2)],
@@ -101,8 +110,15 @@ ALSO_HONEST = {
         block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 75.1), start("x", 75.2, "s4"),
         end("x", 75.3, "s4"), answered("x", 78.5, status=500, error="ServiceException", explained=True),
         block(84.5, 0, node=C2, why="GiveBack"), level(84.5, 0, limit=1, node=C2)],
+    "a frontend that was killed with a request, a moment before its permit came back": [
+        asked("x", 74), block(75, 1, node=C2), level(75, 1, limit=1, node=C2), Lost(at=80, node=F1),
+        block(84.5, 0, node=C2), level(84.5, 0, limit=1, node=C2)],
     "the operator declared a host dead that starts one more": [
         Member(at=80, node=C2, incarnation="host-1@1", state="declared dead"), *ran("x", 80.5, "s4")],
+    "the operator declared a host dead that still runs something": [
+        *BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="declared dead"), *ENDED],
+    "another incarnation starts once it has authority": [
+        Life(at=79, node=W1, incarnation="host-1@2"), Authority(at=79.5, node=W1, until=200), *ran("x", 80, "s4")],
     "a free permit, and a leader that was stopped": [
         wanted(81.55, 9, node=C2), Served(at=83.4, node=F1, number=9, how="admitted")],
     "a free permit of a pool whose account has none": [
@@ -123,6 +139,15 @@ ALSO_HONEST = {
     "granted one after the other, and heard of late": [
         wanted(80, 8, 9, node=C2), granted(80.1, 1, node=C2), granted(80.15, 1, node=C2), wanted(80.2, 8, 9, node=C2),
         Served(at=84, node=F1, number=8, how="admitted"), Served(at=84, node=F1, number=9, how="admitted")],
+    "throttled when all who hold permits live were heard": [
+        *HELD_BY_TWO, Recalled(at=80.3, node=C2, pool=POOL, round=1),
+        Session(at=80.4, node=C2, session=S2, state="gone"), RecallAnswered(
+            at=80.5, node=C2, pool=POOL, round=1, frontend=F1, given_back=0, in_use=1),
+        wanted(80.55, node=C2), wanted(80.56, 9, node=C2), throttled(80.6, 9, node=C2), *refused("x", 80)],
+    "throttled where all permits are those of frontends that are gone": [
+        *HELD_BY_TWO, Session(at=80.3, node=C2, session=S1, state="counted"),
+        Session(at=80.3, node=C2, session=S2, state="counted"), throttled(80.6, 9, node=C2), *refused("x", 80),
+        Session(at=80.7, node=C2, session=S1, state="live")],
     "refused for want of a proof": [
         wanted(80, 9, node=C2),
         Unproven(at=80.5, node=C2, frontend=F1, pool=POOL, waiting=(9,), reason="silent holder"),
@@ -144,7 +169,10 @@ ALSO_HONEST = {
         Responded(at=81.9, node=W1, invocation="x", digest="r-x"), end("x", 81.9, "s4"),
         Over(at=82, node=F1, request="x"), answered("x", 82, digest="r-x")],
     "told again what is left of a lease": [grant(80, 2, hard_end_s=HOUR)],
-    "told again by a placement that was replaced": [grant(80, 3, node=P2), grant(81, 2)],
+    "told again by a placement that was replaced": [
+        grant(80, 3, node=P2), grant(81, 2, hard_end_s=7 * HOUR)],
+    "adopted again, a moment after the order was sent": [
+        grant(80, 3, manager=M2), adopted(80.1, 3, manager=M2), adopted(81.9, 3, manager=M2)],
     "taken over": [grant(80, 3, manager=M2, node=P2), adopted(80.1, 3, manager=M2)],
     "the old manager still says so": [
         LeaseHeld(at=80, node="operator", worker=W1, lease=2, manager=M1),
@@ -186,6 +214,15 @@ PLANTED = {
     "started by an evicted worker": (1, [
         Member(at=80, node=C2, incarnation="host-1@1", state="evicted"), *ran("x", 80.5, "s4")]),
     "started without authority": (1, [Authority(at=79, node=W1, until=80), *ran("x", 80.5, "s4")]),
+    "started by an incarnation that has not joined": (1, [
+        Life(at=79, node=W1, incarnation="host-1@2"), *ran("x", 80, "s4")]),
+    "started between its life and its first authority": (1, [
+        Life(at=79, node=W1, incarnation="host-1@2"), *ran("x", 80, "s4"), Authority(at=82, node=W1, until=200),
+        *ran("y", 83, "s4")]),
+    "evicted while it runs": (1, [*BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="evicted"), *ENDED]),
+    "left while it runs": (1, [*BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="left"), *ENDED]),
+    "replaced while it runs": (1, [
+        *BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="replaced"), *ENDED]),
     # 2: leaks
     "a permit that never came back": (2, [block(75, 1, node=C2), level(75, 1, limit=1, node=C2)]),
     "one more than is kept for a run that nobody knows of": (2, [
@@ -201,6 +238,10 @@ PLANTED = {
     "a counted block of which nothing runs": (2, [
         Session(at=75, node=C2, session=f"{F2}#2", state="counted"), block(75, 1, f"{F2}#2", node=C2),
         level(75, 1, limit=1, node=C2)]),
+    "a permit that never came back, and a frontend that was killed with a request": (2, [
+        block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 74, F2), Lost(at=76, node=F2)]),
+    "a permit that never came back, killed before its request was sent": (2, [
+        asked("x", 74), Lost(at=74.5, node=F1), block(75, 1, f"{F2}#2", node=C2), level(75, 1, limit=1, node=C2)]),
     "out when the ledger was asked": (2, [Rest(at=85, pool=POOL, out=1, after_s=5, whole=False)]),
     "a run without an end": (2, [asked("x", 80), start("x", 80.1, "s4"), answered("x", 81)]),
     # 3: events
@@ -246,11 +287,13 @@ PLANTED = {
     "another account's": (8, [made("s4", 80, lease=2), *ran("x", 81, "s4", account="b", pool="b/*")]),
     # 9: leases
     "granted to two under one number": (9, [grant(80, 2, manager=M2)]),
-    "granted under a lower number": (9, [grant(80, 1)]),
-    "granted under a lower number by who gave the higher": (9, [grant(80, 3), grant(81, 2)]),
+    "granted under a lower number": (9, [grant(80, 1, hard_end_s=HOUR)]),
+    "granted under a lower number by who gave the higher": (9, [
+        grant(80, 3), grant(81, 2, hard_end_s=HOUR)]),
     "granted under a lower number by who was replaced, to another": (9, [
         grant(80, 3, node=P2), grant(81, 2, manager=M2)]),
-    "granted under a lower number by who never gave it": (9, [grant(80, 3), grant(81, 2, node=P2)]),
+    "granted under a lower number by who never gave it": (9, [
+        grant(80, 3), grant(81, 2, node=P2, hard_end_s=HOUR)]),
     "adopted by two under one number": (9, [adopted(80, 2, manager=M2)]),
     "adopted under a lower number": (9, [adopted(80, 1)]),
     "held by two, by their own words": (9, [
@@ -264,6 +307,13 @@ PLANTED = {
     "returned after the lease's end": (11, [adopted(79, 2, lasts_s=1), Returned(at=80, node=W1)]),
     "too short a lease": (11, [grant(80, 3, hard_end_s=5 * HOUR)]),
     "too long a lease": (11, [grant(80, 3, hard_end_s=11 * HOUR)]),
+    "adopted for longer than it was granted": (11, [grant(80, 3), adopted(80.1, 3, lasts_s=10 * HOUR)]),
+    "adopted again for its whole length": (11, [
+        grant(79, 3, W2), adopted(79.1, 3, W2), adopted(82, 3, W2, lasts_s=8 * HOUR)]),
+    "granted again for its whole length": (11, [grant(79, 3, W2), grant(82, 3, W2)]),
+    "granted again for its whole length by another placement": (11, [grant(79, 3, W2), grant(82, 3, W2, node=P2)]),
+    "adopted again for longer, of a grant that nobody saw": (11, [
+        adopted(79, 3, manager=M2), adopted(82, 3, manager=M2, lasts_s=9 * HOUR)]),
     # 12: draining
     "made while it drains": (12, [Draining(at=80, node=W1, worker=W1), made("s8", 81, lease=2)]),
     "placed by a manager that drains it": (12, [
@@ -286,6 +336,20 @@ PLANTED = {
         Served(at=82, node=F1, number=9, how="admitted")]),
     "throttled while one is free": (13, [
         throttled(80, 9, node=C2), *refused("x", 79.9)]),
+    "throttled without a round": (13, [*HELD_BY_TWO, throttled(80.5, 9, node=C2), *refused("x", 80)]),
+    "throttled by an older round": (13, [
+        *HELD_BY_TWO, *recall(80.1, 7), throttled(80.6, 9, node=C2), *refused("x", 80)]),
+    "throttled without a round while the runs of other pools are charged": (13, [
+        level(80, 0, limit=1, node=C2, crossing=1), block(80, 1, node=C2, pool=REST), level(80, 1, 601, C2, REST),
+        wanted(80, 9, node=C2), throttled(80.5, 9, node=C2), *refused("x", 80), block(82, 0, node=C2, pool=REST),
+        level(82, 0, 601, C2, REST), level(82, 0, limit=1, node=C2)]),
+    "throttled without the word of one who holds permits": (13, [
+        *HELD_BY_TWO, *recall(80.1, 1, F1), throttled(80.6, 9, node=C2), *refused("x", 80)]),
+    "throttled although a permit was given back": (13, [
+        *HELD_BY_TWO, *recall(80.1, 1, F1, F2, given_back=1), throttled(80.6, 9, node=C2), *refused("x", 80)]),
+    "throttled by a round that began before it came": (13, [
+        *HELD_BY_TWO, *recall(80.1, 1, F1, F2), wanted(80.2, 9, 10, node=C2), throttled(80.6, 9, 10, node=C2),
+        *refused("x", 80)]),
     # 14: Raft
     "two leaders in one term": (14, [Led(at=80, node=C3, term=2)]),
     "another entry at the same index": (14, [*entry(4, 80, (C2,)), *entry(4, 80.1, (C3,), digest="other")]),
@@ -341,12 +405,13 @@ def test_a_file_gives_the_same_verdict(name):
 @pytest.mark.parametrize(("name", "doubtful"), [
     ("two runs of a limit of 1", W2),
     ("started by an evicted worker", W1),
+    ("evicted while it runs", W2),
     ("granted under a lower number", P1),
 ])
 def test_what_clocks_of_two_hosts_leave_open_is_no_violation(name, doubtful):
     """The same stamps, and a host whose clock may be a minute off: one order of events is as good as the other."""
     planted = PLANTED[name][1]
-    other = [grant(80, 1, node=P2)] if doubtful == P1 else planted
+    other = [grant(80, 1, node=P2, hard_end_s=HOUR)] if doubtful == P1 else planted
     assert found(*planted)
     assert found(*other, far(doubtful)) == []
     assert found(*other, far(doubtful, -0.001, 0.001)), "a millisecond leaves nothing open"

@@ -10,7 +10,7 @@ from chassis.machine import Host, as_json
 from counting import commands as c
 from counting import messages as m
 from counting.ledger import Ledger
-from counting.words import Session, reserved
+from counting.words import Session, reserved, unreserved
 from simulation import loop
 from simulation.history import History, bounds_of, judge, judge_files, records, traces
 from simulation.history.ledger_trace import LedgerReader
@@ -260,6 +260,28 @@ def test_a_wish_waits_only_when_its_session_may_hold_permits_of_the_pools_genera
     assert [(record.at, record.waiting) for record in said if isinstance(record, records.Wanted)] == [
         (4.2, (21,)), (4.3, ()), (4.4, (21,)),
     ]
+
+
+def test_what_is_charged_elsewhere_ends_with_its_last_permit():
+    """The function got a reservation while a permit of the rest was out; it came back."""
+    rest, pool = unreserved("a"), reserved("a", "f")
+    session = Session(frontend="frontend-az1-1", epoch=1)
+    commands: list[c.Command] = [
+        c.OpenSession(frontend=session.frontend, nonce=1),
+        c.Acquire(wishes=(c.Wish(session=session, pool=rest, generation=0, waiting=1, spare=0),)),
+        c.SetReserved(account="a", function="f", value=2),
+        c.GiveBack(session=session, sequence=1, pool=rest, count=1),
+    ]
+    reader = LedgerReader("counting-az1")
+    said = [record for number, command in enumerate(commands) for record in reader.event(number, {
+        "at": number, "node": "counting-az1", "core": "CountingCore", "effects": [],
+        "event": {"type": "Led", "term": 1} if number == 0 else {"type": "Tick"},
+        "aside": [{"type": "Applied", "index": number, "batch": as_json(
+            c.Batch(stamp=float(number), number=number + 1, commands=(command,)))}],
+    })]
+    assert [(record.at, record.crossing) for record in said
+            if isinstance(record, records.Level) and record.pool == str(pool)] == [(2, 1), (3, 0)]
+
 
 # ---------------------------------------------------------------- files and hosts
 
