@@ -145,8 +145,8 @@ def test_traces_of_real_processes_are_judged_as_those_of_the_simulation(cluster)
     (("run", "counting-deaf", "--yes"), Status.USAGE, "needs a cluster that was started with `labda up --breakable`"),
     (("run", "az-loss", "--yes", "--pool", "0"), Status.USAGE, "pool is 0"),
     (("run", "az-loss", "--yes", "--duration", "0.5"), Status.USAGE, "1 s at least"),
-    (("check", "/dev/null"), Status.FAILED, "doesn't say which scenario"),
-    (("check", "/nowhere"), Status.FAILED, "can't read /nowhere"),
+    (("check", "/dev/null"), Status.USAGE, "/dev/null is no file: name a history"),
+    (("check", "/nowhere"), Status.USAGE, "/nowhere does not exist: name a history"),
 ])
 def test_what_cannot_be_is_refused_before_anything_is_done(cluster, arguments, status, words):
     before = cluster.pids()

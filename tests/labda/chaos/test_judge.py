@@ -257,6 +257,11 @@ def test_what_is_no_history_is_refused(tmp_path, text):
         judge(read(path))
 
 
+def test_an_empty_history_is_refused():
+    with pytest.raises(Refusal, match="doesn't say which scenario"):
+        judge([])
+
+
 def test_a_newer_format_is_refused():
     with pytest.raises(ValueError, match="format 2"):
         parse(line(opened()).replace('"format":1', '"format":2'))
