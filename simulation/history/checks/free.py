@@ -2,7 +2,8 @@
 
 Provably free is what the ledger's own levels leave: the pool's limit less what is granted and what is charged to it
 from other pools, within the account's room. A request waits from when its frontend's wish has arrived at the leader
-until the leader sends a permit, or a refusal, or its frontend says that it waits no longer.
+until the leader sends a permit, or a refusal, or its frontend says that it waits no longer. Where permits are free for
+moments only, each is the oldest request's: one that came more than 1 s later than another frontend's doesn't get it.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from simulation.history.records import (
 
 WITHIN_S = 1.0
 CROSSED_S = 0.25    # a wish that comes so soon after a grant was sent before the grant was known
+LEFT_S = 0.5        # so long a grant may have been on its way through the log, for who waits no longer
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class FreePermitsAreServed(Check):
         self._rooms: dict[str, _Free] = {}      # by account
         self._waits: dict[tuple[str, str], dict[int, _Wait]] = {}    # by frontend and pool, then by number
         self._granted: dict[tuple[str, str], dict[int, float]] = {}  # when, of those that may ask again without knowing
+        self._first: dict[tuple[str, str], dict[int, Wanted]] = {}  # also before a stream broke
+        self._left: dict[tuple[str, str], Record] = {}      # the newest by which a request waits no longer, unserved
         return {
             Proposed: lead.proposed, Committed: lead.committed,
             Led: self._led, Deposed: self._deposed, Level: lead.only(self._level), Room: lead.only(self._room),
@@ -89,6 +93,8 @@ class FreePermitsAreServed(Check):
         self._rooms.clear()
         self._waits.clear()
         self._granted.clear()
+        self._first.clear()
+        self._left.clear()
 
     def _level(self, level: Level) -> None:
         self._pools.setdefault(level.pool, _Free(level)).update(level)
@@ -103,16 +109,47 @@ class FreePermitsAreServed(Check):
             number: before.get(number) or _Wait(wanted) for number in wanted.waiting
             if number in before or wanted.at - granted.get(number, float("-inf")) >= CROSSED_S
         }
+        first = self._first.setdefault(key, {})
+        for number in wanted.waiting:
+            first.setdefault(number, wanted)
+        if before.keys() - wanted.waiting:
+            self._left[key] = wanted
         crossed = set(wanted.waiting) - self._waits[key].keys()
         self._granted[key] = {number: at for number, at in granted.items() if number in crossed}
 
     def _grant(self, grant: Granted) -> None:
         key = (grant.frontend, grant.pool)
         waits = self._waits.get(key, {})
+        self._is_fair(grant, waits)
         oldest = list(waits)[:grant.count]
         for number in oldest:
             del waits[number]
         self._granted.setdefault(key, {}).update(dict.fromkeys(oldest, grant.at))
+
+    def _is_fair(self, grant: Granted, waits: Mapping[int, _Wait]) -> None:
+        """Of a frontend that isn't known to wait nothing is said: its wish may be older than its stream. What it gets
+        beyond those who wait counts as if it had been wished for just now."""
+        key, clocks = (grant.frontend, grant.pool), self.ground.clocks
+        since, left = self._leading.at_work(grant), self._left.get(key)
+        if not waits or since is None or (
+            left is not None and clocks.earliest(grant) - clocks.latest(left) < LEFT_S
+        ):
+            return
+        others = [
+            wait.wanted for (frontend, pool), of_other in self._waits.items() if pool == grant.pool
+            for wait in of_other.values() if frontend != grant.frontend
+        ]
+        if not others:
+            return
+        oldest = min(others, key=_at)
+        came = grant if grant.count > len(waits) else max(
+            (self._first[key][number] for number in list(waits)[:grant.count]), key=_at
+        )
+        if came.at - max(since, oldest.at) > WITHIN_S:
+            self.violated(
+                f"{grant.frontend} is granted {grant.count} of {grant.pool} for what came {came.at - oldest.at:.1f} s "
+                f"after a request of {oldest.frontend} that still waits", oldest, came, grant,
+            )
 
     def _refuse(self, refused: Throttled | Unproven) -> None:
         waits = self._waits.get((refused.frontend, refused.pool), {})
@@ -120,9 +157,9 @@ class FreePermitsAreServed(Check):
             waits.pop(number, None)
 
     def _served(self, served: Served) -> None:
-        for (frontend, _), waits in self._waits.items():
-            if frontend == served.node:
-                waits.pop(served.number, None)
+        for key, waits in self._waits.items():
+            if key[0] == served.node and waits.pop(served.number, None) is not None:
+                self._left[key] = served
 
     def _session(self, session: Session) -> None:
         if session.state != "live":
@@ -132,7 +169,7 @@ class FreePermitsAreServed(Check):
         self._forget(life.node)
 
     def _forget(self, frontend: str) -> None:
-        for known in (self._waits, self._granted):
+        for known in (self._waits, self._granted, self._first, self._left):
             for key in [key for key in known if key[0] == frontend]:
                 del known[key]
 
@@ -167,6 +204,10 @@ class FreePermitsAreServed(Check):
                         f"{min(pool.count, room.count)} of its permits were free", wait.wanted, pool.record,
                         room.record, beat,
                     )
+
+
+def _at(record: Record) -> float:
+    return record.at
 
 
 def _free(record: Level | Room) -> int:

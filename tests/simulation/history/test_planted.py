@@ -85,6 +85,10 @@ HELD_BY_TWO = [
     block(82, 0, node=C2), block(82, 0, S2, node=C2), level(82, 0, node=C2)]
 BEGUN = [asked("x", 80), start("x", 80.1, "s9", W2)]
 ENDED = [end("x", 82, "s9", W2), answered("x", 82.1)]
+CONTENDED = [   # frontend-1 waits from 79.5 on; a permit comes free at 80.9, and frontend-2 gets it
+    block(79, 1, node=C2), level(79, 1, limit=1, node=C2), wanted(79.5, 9, node=C2), block(80.9, 0, node=C2),
+    level(80.9, 0, limit=1, node=C2), block(80.95, 1, f"{F2}#2", node=C2), level(80.95, 1, limit=1, node=C2),
+    block(82, 0, f"{F2}#2", node=C2), level(82, 0, limit=1, node=C2), granted(82, 1, node=C2)]
 ALSO_HONEST = {
     "as it is": [],
     "one after the other in one instant": [*ran("x", 31.1 + 1, "s2", W2)],
@@ -139,6 +143,20 @@ ALSO_HONEST = {
     "granted one after the other, and heard of late": [
         wanted(80, 8, 9, node=C2), granted(80.1, 1, node=C2), granted(80.15, 1, node=C2), wanted(80.2, 8, 9, node=C2),
         Served(at=84, node=F1, number=8, how="admitted"), Served(at=84, node=F1, number=9, how="admitted")],
+    "granted to who came a moment later": [
+        *CONTENDED, wanted(80.4, 5, frontend=F2, node=C2), granted(80.95, 1, F2, node=C2)],
+    "granted to who had come before, and whose stream broke meanwhile": [
+        *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), wanted(80, frontend=F2, node=C2),
+        wanted(80.8, 5, frontend=F2, node=C2), granted(80.95, 1, F2, node=C2)],
+    "granted for the wish of a stream that broke": [
+        *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), wanted(80, frontend=F2, node=C2),
+        granted(80.95, 1, F2, node=C2)],
+    "granted for one that its frontend served meanwhile": [
+        *CONTENDED, wanted(79.4, 5, 6, frontend=F2, node=C2), Served(at=80.8, node=F2, number=5, how="admitted"),
+        wanted(80.8, 6, 7, frontend=F2, node=C2), granted(80.95, 2, F2, node=C2)],
+    "granted to a younger one when a slow quorum has answered": [
+        *CONTENDED, wanted(80.8, 5, frontend=F2, node=C2), Proposed(at=80, node=C2), *entry(4, 80.85),
+        committed(4, 80.85, C2), granted(80.95, 1, F2, node=C2)],
     "throttled when all who hold permits live were heard": [
         *HELD_BY_TWO, Recalled(at=80.3, node=C2, pool=POOL, round=1),
         Session(at=80.4, node=C2, session=S2, state="gone"), RecallAnswered(
@@ -336,6 +354,13 @@ PLANTED = {
         Served(at=82, node=F1, number=9, how="admitted")]),
     "throttled while one is free": (13, [
         throttled(80, 9, node=C2), *refused("x", 79.9)]),
+    "granted to a younger one, at once": (13, [
+        *CONTENDED, wanted(80.92, 5, frontend=F2, node=C2), granted(80.95, 1, F2, node=C2)]),
+    "granted to a younger one beside an older one": (13, [
+        *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), wanted(80.92, 5, 6, frontend=F2, node=C2),
+        granted(80.95, 2, F2, node=C2)]),
+    "granted beyond those who wait while others do": (13, [
+        *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), granted(80.95, 2, F2, node=C2)]),
     "throttled without a round": (13, [*HELD_BY_TWO, throttled(80.5, 9, node=C2), *refused("x", 80)]),
     "throttled by an older round": (13, [
         *HELD_BY_TWO, *recall(80.1, 7), throttled(80.6, 9, node=C2), *refused("x", 80)]),
