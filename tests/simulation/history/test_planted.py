@@ -89,6 +89,8 @@ CONTENDED = [   # frontend-1 waits from 79.5 on; a permit comes free at 80.9, an
     block(79, 1, node=C2), level(79, 1, limit=1, node=C2), wanted(79.5, 9, node=C2), block(80.9, 0, node=C2),
     level(80.9, 0, limit=1, node=C2), block(80.95, 1, f"{F2}#2", node=C2), level(80.95, 1, limit=1, node=C2),
     block(82, 0, f"{F2}#2", node=C2), level(82, 0, limit=1, node=C2), granted(82, 1, node=C2)]
+RESERVED = [level(78, 0, limit=1, node=C2, room=1), Bound(at=78.2, node=C2, pool=POOL, limit=1, since=78)]
+FROM_THE_REST = [*ran("x", 80, "s4", pool=REST)]
 ALSO_HONEST = {
     "as it is": [],
     "one after the other in one instant": [*ran("x", 31.1 + 1, "s2", W2)],
@@ -186,6 +188,14 @@ ALSO_HONEST = {
         *ran("z", 80.8, "s8", W2, pool=REST), start("x", 80.9, "s4"),
         Responded(at=81.9, node=W1, invocation="x", digest="r-x"), end("x", 81.9, "s4"),
         Over(at=82, node=F1, request="x"), answered("x", 82, digest="r-x")],
+    "from the account's rest, asked before the reservation bound": [
+        level(78, 0, limit=1, node=C2, room=1), Bound(at=80.05, node=C2, pool=POOL, limit=1, since=78),
+        *FROM_THE_REST],
+    "from the account's rest, when the reservation is being given up": [
+        *RESERVED, level(80.05, 0, limit=0, node=C2), *FROM_THE_REST],
+    "from the account's rest, of a reservation that was given up": [
+        *RESERVED, level(79, 0, limit=0, node=C2), Bound(at=79.2, node=C2, pool=POOL, limit=0, since=79),
+        *FROM_THE_REST],
     "told again what is left of a lease": [grant(80, 2, hard_end_s=HOUR)],
     "told again by a placement that was replaced": [
         grant(80, 3, node=P2), grant(81, 2, hard_end_s=7 * HOUR)],
@@ -241,6 +251,10 @@ PLANTED = {
     "left while it runs": (1, [*BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="left"), *ENDED]),
     "replaced while it runs": (1, [
         *BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="replaced"), *ENDED]),
+    "from the account's rest although its function has a reservation": (1, [*RESERVED, *FROM_THE_REST]),
+    "from the account's rest although its function is reserved 0": (1, [
+        level(78, 0, limit=0, node=C2, room=0), Bound(at=78.2, node=C2, pool=POOL, limit=0, since=78),
+        *FROM_THE_REST]),
     # 2: leaks
     "a permit that never came back": (2, [block(75, 1, node=C2), level(75, 1, limit=1, node=C2)]),
     "one more than is kept for a run that nobody knows of": (2, [
@@ -431,6 +445,7 @@ def test_a_file_gives_the_same_verdict(name):
     ("two runs of a limit of 1", W2),
     ("started by an evicted worker", W1),
     ("evicted while it runs", W2),
+    ("from the account's rest although its function has a reservation", C2),
     ("granted under a lower number", P1),
 ])
 def test_what_clocks_of_two_hosts_leave_open_is_no_violation(name, doubtful):
