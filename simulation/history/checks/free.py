@@ -6,6 +6,7 @@ until the leader sends a permit, or a refusal, or its frontend says that it wait
 moments only, each is the oldest request's: one that came more than 1 s later than another frontend's doesn't get it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ from simulation.history.records import (
 
 WITHIN_S = 1.0
 CROSSED_S = 0.25    # a wish that comes so soon after a grant was sent before the grant was known
+LOST_S = 3.0        # who asks so soon and is never served is taken to wait from then on: the grant was lost on its way
 LEFT_S = 0.5        # so long a grant may have been on its way through the log, for who waits no longer
 
 
@@ -55,7 +57,10 @@ class _Free:
 
 @dataclass(slots=True)
 class _Wait:
+    """``begins``: from when on it is owed a permit, on the leader's clock."""
+
     wanted: Wanted
+    begins: float
     told: bool = False
 
 
@@ -105,45 +110,45 @@ class FreePermitsAreServed(Check):
     def _want(self, wanted: Wanted) -> None:
         key = (wanted.frontend, wanted.pool)
         before, granted = self._waits.get(key, {}), self._granted.get(key, {})
-        self._waits[key] = {
-            number: before.get(number) or _Wait(wanted) for number in wanted.waiting
-            if number in before or wanted.at - granted.get(number, float("-inf")) >= CROSSED_S
-        }
+        crossed = {number for number in wanted.waiting if wanted.at - granted.get(number, -math.inf) < CROSSED_S}
+        self._waits[key] = {}
+        for number in wanted.waiting:
+            known = before.get(number) if number in crossed or number not in granted else None
+            self._waits[key][number] = known or _Wait(wanted, wanted.at + LOST_S * (number in crossed))
         first = self._first.setdefault(key, {})
         for number in wanted.waiting:
             first.setdefault(number, wanted)
         if before.keys() - wanted.waiting:
             self._left[key] = wanted
-        crossed = set(wanted.waiting) - self._waits[key].keys()
         self._granted[key] = {number: at for number, at in granted.items() if number in crossed}
 
     def _grant(self, grant: Granted) -> None:
         key = (grant.frontend, grant.pool)
         waits = self._waits.get(key, {})
-        self._is_fair(grant, waits)
-        oldest = list(waits)[:grant.count]
-        for number in oldest:
+        known = [number for number, wait in waits.items() if wait.begins <= grant.at]
+        self._is_fair(grant, known)
+        for number in known[:grant.count]:
             del waits[number]
-        self._granted.setdefault(key, {}).update(dict.fromkeys(oldest, grant.at))
+        self._granted.setdefault(key, {}).update(dict.fromkeys(known[:grant.count], grant.at))
 
-    def _is_fair(self, grant: Granted, waits: Mapping[int, _Wait]) -> None:
+    def _is_fair(self, grant: Granted, waiting: list[int]) -> None:
         """Of a frontend that isn't known to wait nothing is said: its wish may be older than its stream. What it gets
         beyond those who wait counts as if it had been wished for just now."""
         key, clocks = (grant.frontend, grant.pool), self.ground.clocks
         since, left = self._leading.at_work(grant), self._left.get(key)
-        if not waits or since is None or (
+        if not waiting or since is None or (
             left is not None and clocks.earliest(grant) - clocks.latest(left) < LEFT_S
         ):
             return
         others = [
-            wait.wanted for (frontend, pool), of_other in self._waits.items() if pool == grant.pool
-            for wait in of_other.values() if frontend != grant.frontend
+            wait.wanted for (frontend, pool), waits in self._waits.items() if pool == grant.pool
+            for wait in waits.values() if frontend != grant.frontend and wait.begins <= grant.at
         ]
         if not others:
             return
         oldest = min(others, key=_at)
-        came = grant if grant.count > len(waits) else max(
-            (self._first[key][number] for number in list(waits)[:grant.count]), key=_at
+        came = grant if grant.count > len(waiting) else max(
+            (self._first[key][number] for number in waiting[:grant.count]), key=_at
         )
         if came.at - max(since, oldest.at) > WITHIN_S:
             self.violated(
@@ -196,7 +201,7 @@ class FreePermitsAreServed(Check):
             if pool is None or room is None or pool.since is None or room.since is None:
                 continue
             for number, wait in waits.items():
-                waited_s = beat.at - max(since, pool.since, room.since, wait.wanted.at)
+                waited_s = beat.at - max(since, pool.since, room.since, wait.begins)
                 if waited_s > WITHIN_S and not wait.told:
                     wait.told = True
                     self.violated(

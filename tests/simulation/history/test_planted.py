@@ -142,6 +142,8 @@ ALSO_HONEST = {
     "granted at once, and heard of late": [
         wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2),
         Served(at=84, node=F1, number=9, how="admitted")],
+    "granted, and its stream broke": [
+        wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2), wanted(80.3, node=C2)],
     "granted one after the other, and heard of late": [
         wanted(80, 8, 9, node=C2), granted(80.1, 1, node=C2), granted(80.15, 1, node=C2), wanted(80.2, 8, 9, node=C2),
         Served(at=84, node=F1, number=8, how="admitted"), Served(at=84, node=F1, number=9, how="admitted")],
@@ -368,6 +370,12 @@ PLANTED = {
         Served(at=82, node=F1, number=9, how="admitted")]),
     "throttled while one is free": (13, [
         throttled(80, 9, node=C2), *refused("x", 79.9)]),
+    "granted, never heard of, and not asked for again": (13, [
+        wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2)]),
+    "granted to two, and one of them never heard of it": (13, [
+        wanted(80, 8, 9, node=C2), granted(80.1, 2, node=C2), wanted(80.2, 8, 9, node=C2),
+        Served(at=80.3, node=F1, number=8, how="admitted"), wanted(80.31, 9, node=C2),
+        Served(at=85, node=F1, number=9, how="admitted")]),
     "granted to a younger one, at once": (13, [
         *CONTENDED, wanted(80.92, 5, frontend=F2, node=C2), granted(80.95, 1, F2, node=C2)]),
     "granted to a younger one beside an older one": (13, [
