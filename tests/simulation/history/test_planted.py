@@ -91,6 +91,10 @@ CONTENDED = [   # frontend-1 waits from 79.5 on; a permit comes free at 80.9, an
     block(82, 0, f"{F2}#2", node=C2), level(82, 0, limit=1, node=C2), granted(82, 1, node=C2)]
 RESERVED = [level(78, 0, limit=1, node=C2, room=1), Bound(at=78.2, node=C2, pool=POOL, limit=1, since=78)]
 FROM_THE_REST = [*ran("x", 80, "s4", pool=REST)]
+DRAINING = [
+    Session(at=75, node=C2, session=f"{F2}#2", state="draining"), block(75, 1, f"{F2}#2", node=C2),
+    level(75, 1, limit=1, node=C2), FenceAcked(at=75.1, node=W1, session=f"{F2}#2"),
+    *(Authority(at=at, node=W1, until=200) for at in (76, 77, 78))]
 ALSO_HONEST = {
     "as it is": [],
     "one after the other in one instant": [*ran("x", 31.1 + 1, "s2", W2)],
@@ -119,6 +123,9 @@ ALSO_HONEST = {
     "a frontend that was killed with a request, a moment before its permit came back": [
         asked("x", 74), block(75, 1, node=C2), level(75, 1, limit=1, node=C2), Lost(at=80, node=F1),
         block(84.5, 0, node=C2), level(84.5, 0, limit=1, node=C2)],
+    "a draining block, and a worker that has not said what runs of it": DRAINING,
+    "a draining block, and a worker whose word may be lost": [
+        *DRAINING, FenceAcked(at=75.1, node=W2, session=f"{F2}#2"), Authority(at=76, node=W2, until=200)],
     "the operator declared a host dead that starts one more": [
         Member(at=80, node=C2, incarnation="host-1@1", state="declared dead"), *ran("x", 80.5, "s4")],
     "the operator declared a host dead that still runs something": [
@@ -276,6 +283,11 @@ PLANTED = {
         block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 74, F2), Lost(at=76, node=F2)]),
     "a permit that never came back, killed before its request was sent": (2, [
         asked("x", 74), Lost(at=74.5, node=F1), block(75, 1, f"{F2}#2", node=C2), level(75, 1, limit=1, node=C2)]),
+    "a draining block of which every worker has said what runs": (2, [
+        *DRAINING, FenceAcked(at=75.1, node=W2, session=f"{F2}#2"),
+        *(Authority(at=at, node=W2, until=200) for at in (76, 77, 78))]),
+    "a draining block when the worker that said nothing is out": (2, [
+        *DRAINING, Member(at=76, node=C2, incarnation="host-2@2", state="evicted")]),
     "out when the ledger was asked": (2, [Rest(at=85, pool=POOL, out=1, after_s=5, whole=False)]),
     "a run without an end": (2, [asked("x", 80), start("x", 80.1, "s4"), answered("x", 81)]),
     # 3: events
