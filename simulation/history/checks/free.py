@@ -7,6 +7,7 @@ moments only, each is the oldest request's: one that came more than 1 s later th
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -75,6 +76,7 @@ class FreePermitsAreServed(Check):
         self._rooms: dict[str, _Free] = {}      # by account
         self._waits: dict[tuple[str, str], dict[int, _Wait]] = {}    # by frontend and pool, then by number
         self._granted: dict[tuple[str, str], dict[int, float]] = {}  # when, of those that may ask again without knowing
+        self._done: dict[str, set[int]] = defaultdict(set)      # numbers that wait no longer, by frontend
         self._first: dict[tuple[str, str], dict[int, Wanted]] = {}  # also before a stream broke
         self._left: dict[tuple[str, str], Record] = {}      # the newest by which a request waits no longer, unserved
         return {
@@ -113,6 +115,8 @@ class FreePermitsAreServed(Check):
         crossed = {number for number in wanted.waiting if wanted.at - granted.get(number, -math.inf) < CROSSED_S}
         self._waits[key] = {}
         for number in wanted.waiting:
+            if number in self._done[wanted.frontend]:
+                continue    # the wish was longer on its way than the grant
             known = before.get(number) if number in crossed or number not in granted else None
             self._waits[key][number] = known or _Wait(wanted, wanted.at + LOST_S * (number in crossed))
         first = self._first.setdefault(key, {})
@@ -141,19 +145,20 @@ class FreePermitsAreServed(Check):
         ):
             return
         others = [
-            wait.wanted for (frontend, pool), waits in self._waits.items() if pool == grant.pool
-            for wait in waits.values() if frontend != grant.frontend and wait.begins <= grant.at
+            wait for (frontend, pool), waits in self._waits.items() if pool == grant.pool
+            for wait in waits.values() if frontend != grant.frontend
         ]
         if not others:
             return
-        oldest = min(others, key=_at)
+        oldest = min(others, key=_begins)
         came = grant if grant.count > len(waiting) else max(
             (self._first[key][number] for number in waiting[:grant.count]), key=_at
         )
-        if came.at - max(since, oldest.at) > WITHIN_S:
+        if came.at - max(since, oldest.begins) > WITHIN_S:
             self.violated(
-                f"{grant.frontend} is granted {grant.count} of {grant.pool} for what came {came.at - oldest.at:.1f} s "
-                f"after a request of {oldest.frontend} that still waits", oldest, came, grant,
+                f"{grant.frontend} is granted {grant.count} of {grant.pool} for what came "
+                f"{came.at - oldest.begins:.1f} s after a request of {oldest.wanted.frontend} that still waits",
+                oldest.wanted, came, grant,
             )
 
     def _refuse(self, refused: Throttled | Unproven) -> None:
@@ -162,6 +167,7 @@ class FreePermitsAreServed(Check):
             waits.pop(number, None)
 
     def _served(self, served: Served) -> None:
+        self._done[served.node].add(served.number)
         for key, waits in self._waits.items():
             if key[0] == served.node and waits.pop(served.number, None) is not None:
                 self._left[key] = served
@@ -171,6 +177,7 @@ class FreePermitsAreServed(Check):
             self._forget(session.session.rpartition("#")[0])
 
     def _life(self, life: Life) -> None:
+        self._done.pop(life.node, None)
         self._forget(life.node)
 
     def _forget(self, frontend: str) -> None:
@@ -213,6 +220,10 @@ class FreePermitsAreServed(Check):
 
 def _at(record: Record) -> float:
     return record.at
+
+
+def _begins(wait: _Wait) -> float:
+    return wait.begins
 
 
 def _free(record: Level | Room) -> int:

@@ -149,6 +149,9 @@ ALSO_HONEST = {
     "granted at once, and heard of late": [
         wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2),
         Served(at=84, node=F1, number=9, how="admitted")],
+    "granted and served, when a slow wish for it comes": [
+        wanted(80, 9, node=C2), granted(80.1, 1, node=C2), Served(at=80.15, node=F1, number=9, how="admitted"),
+        wanted(80.2, 9, node=C2)],
     "granted, and its stream broke": [
         wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2), wanted(80.3, node=C2)],
     "granted one after the other, and heard of late": [
