@@ -62,4 +62,8 @@ class Leading:
         if beat.at - self._seen > PAUSE_S:
             self._since = beat.at
         self._seen = beat.at
-        return None if self._proposed is not None and beat.at - self._proposed > SLOW_S else self._since
+        return self.at_work(beat)
+
+    def at_work(self, record: Record) -> float | None:
+        """As of its newest sign. ``record``: something else that the leader says."""
+        return None if self._proposed is not None and record.at - self._proposed > SLOW_S else self._since

@@ -5,6 +5,7 @@ changes. A run on a worker that nobody can reach lasts until the ledger counts t
 Where a frontend answered that nobody knows whether the function ran, and no worker began it, the start was lost on its
 way: the frontend keeps that permit until the worker speaks again or is a member no longer (rule 3). Where one began it,
 its END may be lost as well: then the frontend is cut off, and that for no longer than a fault lasts.
+A draining session waits for every worker's word; where authority was renewed twice since, the leader has that word.
 Only what a leader has had time for is asked of it: from the beginning of its leadership, and from its newest pause.
 """
 
@@ -16,11 +17,13 @@ from simulation.history.leading import Leading
 from simulation.history.records import (
     Answered,
     Asked,
+    Authority,
     Beat,
     Block,
     Closed,
     Committed,
     Deposed,
+    FenceAcked,
     Led,
     Life,
     Lost,
@@ -36,6 +39,7 @@ from simulation.history.records import (
 QUIET_S = 5.0
 CUT_OFF_S = 5.0     # more, for a frontend that has borne the worker's silence before it answered
 _HELD = frozenset({"live", "counted"})      # a draining session waits for the word of workers
+_RENEWALS = 2       # of authority, one after the other, that a worker got since its word: the leader has it by then
 _UNKNOWN = 500      # the status of an answer that doesn't know whether the function ran
 
 
@@ -48,6 +52,9 @@ class NothingLeaks(Check):
         self._leading = lead = Leading()
         self._blocks: dict[tuple[str, str], Block] = {}     # those of some size, by session and pool
         self._sessions: dict[str, Session] = {}
+        self._members: set[str] = set()                     # incarnations
+        self._words: dict[str, dict[str, int]] = defaultdict(dict)  # renewals since, by session and incarnation
+        self._heard: dict[str, Record] = {}                 # the newest by which the leader has another's word
         self._asked: dict[str, Asked] = {}                  # requests without an answer
         self._begun: set[str] = set()                       # of them, those that a worker began
         self._open: dict[str, Asked] = {}                   # of them, those that wait for something
@@ -61,7 +68,7 @@ class NothingLeaks(Check):
             Led: self._led, Deposed: self._deposed, Beat: self._beat, Block: lead.only(self._block),
             Session: lead.only(self._session), Member: lead.only(self._member),
             Asked: self._ask, Start: self._start, Answered: self._answer, Over: self._over, Life: self._gone,
-            Lost: self._gone, Rest: self._rest, Closed: self._closed,
+            Lost: self._gone, FenceAcked: self._word, Authority: self._renewed, Rest: self._rest, Closed: self._closed,
         }
 
     def _led(self, led: Led) -> None:
@@ -81,12 +88,37 @@ class NothingLeaks(Check):
 
     def _session(self, session: Session) -> None:
         self._sessions[session.session] = session
+        if session.state == "gone":
+            self._words.pop(session.session, None)
+            self._heard.pop(session.session, None)
 
     def _member(self, member: Member) -> None:
         """One that is no member any more runs nothing: whoever kept a permit for it may give it back."""
-        if member.state != "joined":
+        if member.state == "joined":
+            self._members.add(member.incarnation)
+        else:
+            self._members.discard(member.incarnation)
             self._kept_until.update(dict.fromkeys(self._kept, self.ground.clocks.latest(member)))
             self._kept.clear()
+
+    def _word(self, fence: FenceAcked) -> None:
+        self._words[fence.session][self.ground.runs.incarnations.get(fence.node, "")] = 0
+
+    def _renewed(self, authority: Authority) -> None:
+        incarnation = self.ground.runs.incarnations.get(authority.node, "")
+        for session, words in self._words.items():
+            if incarnation in words:
+                words[incarnation] += 1
+                if words[incarnation] == _RENEWALS:
+                    self._heard[session] = authority
+
+    def _is_counted(self, session: Session) -> bool:
+        """Or could be: every worker has said what runs of it."""
+        words = self._words.get(session.session, {})
+        return session.state in _HELD or (
+            session.state == "draining" and session.session in self._heard
+            and all(words.get(member, 0) >= _RENEWALS for member in self._members)
+        )
 
     def _ask(self, asked: Asked) -> None:
         self._asked[asked.request] = self._open[asked.request] = asked
@@ -147,9 +179,10 @@ class NothingLeaks(Check):
                 continue
             if block.size <= self._kept[kept]:
                 continue
-            if state is not None and state.state not in _HELD:
+            if state is not None and not self._is_counted(state):
                 continue
-            changes = [record for record in (runs.changed.get(pool), state, block) if record is not None]
+            heard = self._heard.get(session)
+            changes = [record for record in (runs.changed.get(pool), state, block, heard) if record is not None]
             quiet = max(since, self._answered[pool], self._kept_until[kept], *map(clocks.latest, changes))
             if clocks.earliest(beat) - quiet > QUIET_S:
                 self._told.add((session, pool))

@@ -43,6 +43,7 @@ class LimitsHold(Check):
         self._asked: dict[str, Asked] = {}
         self._bounds: dict[str, list[Bound]] = defaultdict(list)
         self._changes: dict[str, list[Level]] = defaultdict(list)       # that changed the pool's limit
+        self._homes: dict[str, list[Level]] = defaultdict(list)         # that gave or took the function a reservation
         self._levels: dict[str, Level] = {}                             # of this leadership
         self._rooms: dict[str, Room] = {}                               # by account
         self._blocks: dict[str, dict[str, int]] = defaultdict(dict)     # sizes by pool and session
@@ -84,6 +85,9 @@ class LimitsHold(Check):
         known = self._changes[level.pool]
         if not known or known[-1].limit != level.limit:
             known.append(level)
+        homes = self._homes[level.pool]
+        if not homes or _is_reserved(homes[-1]) != _is_reserved(level):
+            homes.append(level)
         before = self._levels.get(level.pool)
         self._levels[level.pool] = level
         held = sum(self._blocks[level.pool].values())
@@ -185,12 +189,33 @@ class LimitsHold(Check):
     def end(self) -> None:
         of_pool: dict[str, list[Run]] = defaultdict(list)
         for run in self.ground.runs.all:
+            self._is_at_home(run.start)
             own = f"{run.start.account}/{run.start.function}" if run.start.account else run.start.pool
             for pool in {run.start.pool, own}:      # a function that got a reservation: its older runs count there too
                 if pool in self._bounds:
                     of_pool[pool].append(run)
         for pool, runs in of_pool.items():
             self._sweep(pool, runs)
+
+    def _is_at_home(self, start: Start) -> None:
+        """Whose function has had a reservation since before it was asked for isn't the account's rest's."""
+        own, clocks = f"{start.account}/{start.function}", self.ground.clocks
+        asked = self._asked.get(start.request)
+        if start.pool != f"{start.account}/*" or asked is None:
+            return
+        bound = self._bound(own, asked)
+        if bound is None:
+            return
+        written, homes = self._written(bound), self._homes[own]
+        known = sum(
+            home.at <= bound.since if home.node == bound.node else clocks.latest(home) <= written for home in homes
+        )
+        later = [home for home in homes[known:] if not clocks.before(start, home)]
+        if known and all(map(_is_reserved, [homes[known - 1], *later])):
+            self.violated(
+                f"{start.invocation} of {start.function} was admitted from {start.pool}, its function has had a "
+                "reservation since before it was asked for", homes[known - 1], bound, asked, start,
+            )
 
     def _sweep(self, pool: str, runs: list[Run]) -> None:
         """The worst start of each limit."""
@@ -234,15 +259,29 @@ class LimitsHold(Check):
         """What the pool may have had when this start was admitted. None: nothing is known of that time."""
         clocks = self.ground.clocks
         since = self._asked.get(start.request, start)
-        bound = next((one for one in reversed(self._bounds[pool]) if clocks.before(one, since)), None)
+        bound = self._bound(pool, since)
         if bound is None:
             return None
-        written = bound.since + clocks.earliest(bound) - bound.at
+        written = self._written(bound)
         later = [
             change.limit for change in self._changes[pool]
             if clocks.latest(change) > written and not clocks.before(start, change)
         ]
         return max([bound.limit, *later])
+
+    def _bound(self, pool: str, record: Record) -> Bound | None:
+        """The newest that certainly came before."""
+        before = self.ground.clocks.before
+        return next((one for one in reversed(self._bounds.get(pool, ())) if before(one, record)), None)
+
+    def _written(self, bound: Bound) -> float:
+        """When its change was, at the earliest."""
+        return bound.since + self.ground.clocks.earliest(bound) - bound.at
+
+
+def _is_reserved(level: Level) -> bool:
+    """Whether the pool's function has a reservation."""
+    return level.room is not None
 
 
 def _parts(session: str) -> tuple[str, int]:

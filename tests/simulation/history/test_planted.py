@@ -85,6 +85,16 @@ HELD_BY_TWO = [
     block(82, 0, node=C2), block(82, 0, S2, node=C2), level(82, 0, node=C2)]
 BEGUN = [asked("x", 80), start("x", 80.1, "s9", W2)]
 ENDED = [end("x", 82, "s9", W2), answered("x", 82.1)]
+CONTENDED = [   # frontend-1 waits from 79.5 on; a permit comes free at 80.9, and frontend-2 gets it
+    block(79, 1, node=C2), level(79, 1, limit=1, node=C2), wanted(79.5, 9, node=C2), block(80.9, 0, node=C2),
+    level(80.9, 0, limit=1, node=C2), block(80.95, 1, f"{F2}#2", node=C2), level(80.95, 1, limit=1, node=C2),
+    block(82, 0, f"{F2}#2", node=C2), level(82, 0, limit=1, node=C2), granted(82, 1, node=C2)]
+RESERVED = [level(78, 0, limit=1, node=C2, room=1), Bound(at=78.2, node=C2, pool=POOL, limit=1, since=78)]
+FROM_THE_REST = [*ran("x", 80, "s4", pool=REST)]
+DRAINING = [
+    Session(at=75, node=C2, session=f"{F2}#2", state="draining"), block(75, 1, f"{F2}#2", node=C2),
+    level(75, 1, limit=1, node=C2), FenceAcked(at=75.1, node=W1, session=f"{F2}#2"),
+    *(Authority(at=at, node=W1, until=200) for at in (76, 77, 78))]
 ALSO_HONEST = {
     "as it is": [],
     "one after the other in one instant": [*ran("x", 31.1 + 1, "s2", W2)],
@@ -113,6 +123,9 @@ ALSO_HONEST = {
     "a frontend that was killed with a request, a moment before its permit came back": [
         asked("x", 74), block(75, 1, node=C2), level(75, 1, limit=1, node=C2), Lost(at=80, node=F1),
         block(84.5, 0, node=C2), level(84.5, 0, limit=1, node=C2)],
+    "a draining block, and a worker that has not said what runs of it": DRAINING,
+    "a draining block, and a worker whose word may be lost": [
+        *DRAINING, FenceAcked(at=75.1, node=W2, session=f"{F2}#2"), Authority(at=76, node=W2, until=200)],
     "the operator declared a host dead that starts one more": [
         Member(at=80, node=C2, incarnation="host-1@1", state="declared dead"), *ran("x", 80.5, "s4")],
     "the operator declared a host dead that still runs something": [
@@ -136,9 +149,28 @@ ALSO_HONEST = {
     "granted at once, and heard of late": [
         wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2),
         Served(at=84, node=F1, number=9, how="admitted")],
+    "granted and served, when a slow wish for it comes": [
+        wanted(80, 9, node=C2), granted(80.1, 1, node=C2), Served(at=80.15, node=F1, number=9, how="admitted"),
+        wanted(80.2, 9, node=C2)],
+    "granted, and its stream broke": [
+        wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2), wanted(80.3, node=C2)],
     "granted one after the other, and heard of late": [
         wanted(80, 8, 9, node=C2), granted(80.1, 1, node=C2), granted(80.15, 1, node=C2), wanted(80.2, 8, 9, node=C2),
         Served(at=84, node=F1, number=8, how="admitted"), Served(at=84, node=F1, number=9, how="admitted")],
+    "granted to who came a moment later": [
+        *CONTENDED, wanted(80.4, 5, frontend=F2, node=C2), granted(80.95, 1, F2, node=C2)],
+    "granted to who had come before, and whose stream broke meanwhile": [
+        *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), wanted(80, frontend=F2, node=C2),
+        wanted(80.8, 5, frontend=F2, node=C2), granted(80.95, 1, F2, node=C2)],
+    "granted for the wish of a stream that broke": [
+        *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), wanted(80, frontend=F2, node=C2),
+        granted(80.95, 1, F2, node=C2)],
+    "granted for one that its frontend served meanwhile": [
+        *CONTENDED, wanted(79.4, 5, 6, frontend=F2, node=C2), Served(at=80.8, node=F2, number=5, how="admitted"),
+        wanted(80.8, 6, 7, frontend=F2, node=C2), granted(80.95, 2, F2, node=C2)],
+    "granted to a younger one when a slow quorum has answered": [
+        *CONTENDED, wanted(80.8, 5, frontend=F2, node=C2), Proposed(at=80, node=C2), *entry(4, 80.85),
+        committed(4, 80.85, C2), granted(80.95, 1, F2, node=C2)],
     "throttled when all who hold permits live were heard": [
         *HELD_BY_TWO, Recalled(at=80.3, node=C2, pool=POOL, round=1),
         Session(at=80.4, node=C2, session=S2, state="gone"), RecallAnswered(
@@ -168,6 +200,14 @@ ALSO_HONEST = {
         *ran("z", 80.8, "s8", W2, pool=REST), start("x", 80.9, "s4"),
         Responded(at=81.9, node=W1, invocation="x", digest="r-x"), end("x", 81.9, "s4"),
         Over(at=82, node=F1, request="x"), answered("x", 82, digest="r-x")],
+    "from the account's rest, asked before the reservation bound": [
+        level(78, 0, limit=1, node=C2, room=1), Bound(at=80.05, node=C2, pool=POOL, limit=1, since=78),
+        *FROM_THE_REST],
+    "from the account's rest, when the reservation is being given up": [
+        *RESERVED, level(80.05, 0, limit=0, node=C2), *FROM_THE_REST],
+    "from the account's rest, of a reservation that was given up": [
+        *RESERVED, level(79, 0, limit=0, node=C2), Bound(at=79.2, node=C2, pool=POOL, limit=0, since=79),
+        *FROM_THE_REST],
     "told again what is left of a lease": [grant(80, 2, hard_end_s=HOUR)],
     "told again by a placement that was replaced": [
         grant(80, 3, node=P2), grant(81, 2, hard_end_s=7 * HOUR)],
@@ -223,6 +263,10 @@ PLANTED = {
     "left while it runs": (1, [*BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="left"), *ENDED]),
     "replaced while it runs": (1, [
         *BEGUN, Member(at=80.3, node=C2, incarnation="host-2@2", state="replaced"), *ENDED]),
+    "from the account's rest although its function has a reservation": (1, [*RESERVED, *FROM_THE_REST]),
+    "from the account's rest although its function is reserved 0": (1, [
+        level(78, 0, limit=0, node=C2, room=0), Bound(at=78.2, node=C2, pool=POOL, limit=0, since=78),
+        *FROM_THE_REST]),
     # 2: leaks
     "a permit that never came back": (2, [block(75, 1, node=C2), level(75, 1, limit=1, node=C2)]),
     "one more than is kept for a run that nobody knows of": (2, [
@@ -242,6 +286,11 @@ PLANTED = {
         block(75, 1, node=C2), level(75, 1, limit=1, node=C2), asked("x", 74, F2), Lost(at=76, node=F2)]),
     "a permit that never came back, killed before its request was sent": (2, [
         asked("x", 74), Lost(at=74.5, node=F1), block(75, 1, f"{F2}#2", node=C2), level(75, 1, limit=1, node=C2)]),
+    "a draining block of which every worker has said what runs": (2, [
+        *DRAINING, FenceAcked(at=75.1, node=W2, session=f"{F2}#2"),
+        *(Authority(at=at, node=W2, until=200) for at in (76, 77, 78))]),
+    "a draining block when the worker that said nothing is out": (2, [
+        *DRAINING, Member(at=76, node=C2, incarnation="host-2@2", state="evicted")]),
     "out when the ledger was asked": (2, [Rest(at=85, pool=POOL, out=1, after_s=5, whole=False)]),
     "a run without an end": (2, [asked("x", 80), start("x", 80.1, "s4"), answered("x", 81)]),
     # 3: events
@@ -336,6 +385,19 @@ PLANTED = {
         Served(at=82, node=F1, number=9, how="admitted")]),
     "throttled while one is free": (13, [
         throttled(80, 9, node=C2), *refused("x", 79.9)]),
+    "granted, never heard of, and not asked for again": (13, [
+        wanted(80, 9, node=C2), granted(80.1, 1, node=C2), wanted(80.2, 9, node=C2)]),
+    "granted to two, and one of them never heard of it": (13, [
+        wanted(80, 8, 9, node=C2), granted(80.1, 2, node=C2), wanted(80.2, 8, 9, node=C2),
+        Served(at=80.3, node=F1, number=8, how="admitted"), wanted(80.31, 9, node=C2),
+        Served(at=85, node=F1, number=9, how="admitted")]),
+    "granted to a younger one, at once": (13, [
+        *CONTENDED, wanted(80.92, 5, frontend=F2, node=C2), granted(80.95, 1, F2, node=C2)]),
+    "granted to a younger one beside an older one": (13, [
+        *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), wanted(80.92, 5, 6, frontend=F2, node=C2),
+        granted(80.95, 2, F2, node=C2)]),
+    "granted beyond those who wait while others do": (13, [
+        *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), granted(80.95, 2, F2, node=C2)]),
     "throttled without a round": (13, [*HELD_BY_TWO, throttled(80.5, 9, node=C2), *refused("x", 80)]),
     "throttled by an older round": (13, [
         *HELD_BY_TWO, *recall(80.1, 7), throttled(80.6, 9, node=C2), *refused("x", 80)]),
@@ -406,6 +468,7 @@ def test_a_file_gives_the_same_verdict(name):
     ("two runs of a limit of 1", W2),
     ("started by an evicted worker", W1),
     ("evicted while it runs", W2),
+    ("from the account's rest although its function has a reservation", C2),
     ("granted under a lower number", P1),
 ])
 def test_what_clocks_of_two_hosts_leave_open_is_no_violation(name, doubtful):

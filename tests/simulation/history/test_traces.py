@@ -71,11 +71,11 @@ def order(at, kind, **fields):
 
 HONEST = [
     grant(0, 1), adopt(0, 1), made(1, 1), start(2, 1), drain(3, 1), end(4), gone(5), returned(6), grant(7, 2),
-    grant(7.5, 2), adopt(8, 2, lasts_s=50.0), made(9, 2), start(10, 2, "j"), end(11, "j"),
+    grant(7.5, 2, hard_end_s=35_999.5), adopt(8, 2, lasts_s=50.0), made(9, 2), start(10, 2, "j"), end(11, "j"),
 ]
 PLANTED = {
     "granted twice under one number": (9, [grant(20, 2, "manager-az3")]),
-    "granted under a lower number": (9, [grant(20, 1)]),
+    "granted under a lower number": (9, [grant(20, 1, hard_end_s=30_000.0)]),
     "adopted by two under one number": (9, [adopt(20, 2, "manager-az3")]),
     "adopted under a lower number": (9, [adopt(20, 1)]),
     "started under a lower number": (10, [start(20, 1, "k")]),
