@@ -24,8 +24,8 @@ class Renewed:
     """Everybody's certificates, renewed all the time by one placement after the other."""
 
     def __init__(self) -> None:
-        root = Authority.create()
-        self._placements = [root.intermediate(f"placement-az{number}") for number in (1, 2, 3)]
+        self._root = Authority.create()
+        self._placements = [self._root.intermediate(f"placement-az{number}") for number in (1, 2, 3)]
         self._credentials: dict[Caller, Credentials] = {}
         self._turn = 0
 
@@ -40,7 +40,8 @@ class Renewed:
 
     def _issue(self, caller: Caller) -> Tls:
         self._turn += 1
-        return self._placements[self._turn % 3].issue(caller, lifetime_s=LIFETIME_S)
+        issuer = self._root if caller.service == "operator" else self._placements[self._turn % 3]
+        return issuer.issue(caller, lifetime_s=LIFETIME_S)
 
     async def renew(self) -> None:
         while True:

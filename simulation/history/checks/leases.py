@@ -129,14 +129,24 @@ class LeasesEnd(Check):
 
     def _is_told_again(self, record: LeaseGranted | Adopted, worker: str, spare_s: float) -> bool:
         """A lease ends when it was first said to: who is told again is told what is left."""
-        first = self._first.setdefault((worker, record.lease, record.manager), record)
+        key = worker, record.lease, record.manager
+        first = self._first.setdefault(key, record)
+        if isinstance(record, LeaseGranted) and isinstance(first, Adopted):     # its clock put it before its grant
+            self._first[key] = record
+            self._ends_by(record, first, worker, _ON_ITS_WAY_S)
+            return False
+        self._ends_by(first, record, worker, spare_s)
+        return first is not record
+
+    def _ends_by(
+        self, first: LeaseGranted | Adopted, again: LeaseGranted | Adopted, worker: str, spare_s: float
+    ) -> None:
         clocks = self.ground.clocks
-        late_s = clocks.earliest(record) + _length_s(record) - clocks.latest(first) - _length_s(first)
+        late_s = clocks.earliest(again) + _length_s(again) - clocks.latest(first) - _length_s(first)
         if late_s > spare_s:
             self.violated(
-                f"lease {record.lease} of {worker} ends {late_s:.1f} s later than it was given for", first, record
+                f"lease {again.lease} of {worker} ends {late_s:.1f} s later than it was given for", first, again
             )
-        return first is not record
 
     def _returned(self, returned: Returned) -> None:
         self._before_the_end(returned, "was returned")
