@@ -15,7 +15,8 @@ from labda.state import State
 from labda.target import EMBEDDED, also_here
 from protos import counting_pb2
 
-PATIENCE_S = 30.0   # for a member that has just been started, and for a leader to be found
+PATIENCE_S = 30.0   # for a leader to be found
+JOINING_S = 120.0   # for a member that has just been started, perhaps on a host that starts much else
 AGAIN_S = 0.5
 
 _List = counting_pb2.ListMembersAnswer
@@ -78,7 +79,7 @@ async def change(state: State, member: str, *, add: bool, sure: bool = True) -> 
         await wait(region, state)
         if not sure:
             await asyncio.to_thread(confirm, await _known(region), member)
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + (JOINING_S if add else PATIENCE_S)
         while True:
             answer = await region.change_counting(member, add=add)
             if answer is not None and answer.HasField("changed"):
