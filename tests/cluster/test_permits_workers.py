@@ -114,9 +114,13 @@ class Workers:
         return any(line["at"] > since and line["event"]["type"] == "Joined" for line in self.events(node))
 
     def without_authority(self, node: str, since: float) -> list[dict[str, Any]]:
-        """What the node's core did from then on until its authority was renewed."""
+        """What the node's core did from then on until it had authority again.
+
+        A renewal that was on its way when the agent was stopped is read late and is over by then: it gives none.
+        """
         lines = [line for line in self.events(node) if line["at"] >= since]
-        renewed = next(i for i, line in enumerate(lines) if line["event"]["type"] == "AuthorityRenewed")
+        renewed = next(i for i, line in enumerate(lines)
+                       if line["event"]["type"] == "AuthorityRenewed" and line["event"]["until"] > line["at"])
         return lines[:renewed]
 
     def forgotten_at(self, node: str, since: float) -> float:
@@ -318,11 +322,11 @@ def test_ten_kills_under_load(workers, load):
 def test_agents_stopped_for_longer_than_their_authority(workers, load, functions):
     """One goes on before its watchdog loses patience, and finds a start that came late; the other never does."""
     warm = Load(load.client, functions.make(SOURCE, Timeout=TIMEOUT_S), run_s=0.0, threads=1)
-    with warm.running():
-        until(lambda: len(warm.answers) > 1, "a sandbox is warm")
-    late = workers.node_of(warm.answers[-1]["id"])
     with load.running():
         until(lambda: load.all_at_once(0.0), "all permits are in use")
+        with warm.running():    # amid the load: an idle sandbox would make room for the load's
+            until(lambda: len(warm.answers) > 1, "a sandbox is warm")
+        late = workers.node_of(warm.answers[-1]["id"])
         others = until_some(lambda: set(workers.busy()) - {late}, "another worker runs something")
         lost = min(others)
         agents = {node: workers.agent(node) for node in (late, lost)}
@@ -344,8 +348,9 @@ def test_agents_stopped_for_longer_than_their_authority(workers, load, functions
         healed_at = now()
         until(lambda: load.all_at_once(healed_at), "all permits are in use again", timeout_s=HEALED_S)
     assert workers.forgotten_at(lost, stopped_at) > gone_at, "the ledger freed permits of sandboxes that lived"
-    starts = [effect for line in workers.without_authority(late, continued_at) for effect in line["effects"]
+    powerless = workers.without_authority(late, continued_at)
+    starts = [effect for line in powerless for effect in line["effects"]
               if effect["type"] in {"StartInvocation", "RefuseStart"}]
-    assert starts, "a start came late"
+    assert starts, f"a start came late; all there was: {powerless}, the last before: {workers.events(late)[-40:]}"
     assert {start.get("reason") for start in starts} == {"NO_AUTHORITY"}, "and was refused for certain"
     judge(workers, load)
