@@ -45,6 +45,7 @@ class LimitsHold(Check):
         self._changes: dict[str, list[Level]] = defaultdict(list)       # that changed the pool's limit
         self._homes: dict[str, list[Level]] = defaultdict(list)         # that gave or took the function a reservation
         self._levels: dict[str, Level] = {}                             # of this leadership
+        self._presumed: dict[str, Level] = {}                           # of pools that it has said nothing of yet
         self._rooms: dict[str, Room] = {}                               # by account
         self._blocks: dict[str, dict[str, int]] = defaultdict(dict)     # sizes by pool and session
         self._fences: dict[tuple[str, str], tuple[int, FenceAcked]] = {}   # by worker and frontend
@@ -65,6 +66,24 @@ class LimitsHold(Check):
             self._levels.clear()
             self._rooms.clear()
             self._blocks.clear()
+            self._presume_gone(led)
+
+    def _presume_gone(self, led: Led) -> None:
+        """Who begins to lead tells of every pool there is: a reservation of which it says nothing was given up in an
+        entry that no leader told of."""
+        self._presumed.clear()
+        for pool, homes in self._homes.items():
+            if _is_reserved(homes[-1]):
+                gone = self._presumed[pool] = Level(at=led.at, node=led.node, pool=pool, limit=0, granted=0)
+                homes.append(gone)
+                self._changes[pool].append(gone)
+
+    def _still_there(self, level: Level) -> None:
+        gone = self._presumed.get(level.pool)
+        if gone is not None and level.at == gone.at:
+            del self._presumed[level.pool]
+            self._homes[level.pool].remove(gone)
+            self._changes[level.pool].remove(gone)
 
     def _bind(self, bound: Bound) -> None:
         self._bounds[bound.pool].append(bound)
@@ -82,6 +101,7 @@ class LimitsHold(Check):
 
     def _level(self, level: Level) -> None:
         """Told after the blocks and the rooms of the same entry."""
+        self._still_there(level)
         known = self._changes[level.pool]
         if not known or known[-1].limit != level.limit:
             known.append(level)

@@ -91,6 +91,7 @@ CONTENDED = [   # frontend-1 waits from 79.5 on; a permit comes free at 80.9, an
     block(82, 0, f"{F2}#2", node=C2), level(82, 0, limit=1, node=C2), granted(82, 1, node=C2)]
 RESERVED = [level(78, 0, limit=1, node=C2, room=1), Bound(at=78.2, node=C2, pool=POOL, limit=1, since=78)]
 FROM_THE_REST = [*ran("x", 80, "s4", pool=REST)]
+LED_ANEW = [Deposed(at=79, node=C2, term=2), Led(at=79.1, node=C3, term=3)]
 DRAINING = [
     Session(at=75, node=C2, session=f"{F2}#2", state="draining"), block(75, 1, f"{F2}#2", node=C2),
     level(75, 1, limit=1, node=C2), FenceAcked(at=75.1, node=W1, session=f"{F2}#2"),
@@ -208,6 +209,8 @@ ALSO_HONEST = {
     "from the account's rest, of a reservation that was given up": [
         *RESERVED, level(79, 0, limit=0, node=C2), Bound(at=79.2, node=C2, pool=POOL, limit=0, since=79),
         *FROM_THE_REST],
+    "from the account's rest, of a reservation of which a new leader knows nothing": [
+        *RESERVED, *LED_ANEW, *FROM_THE_REST],
     "told again what is left of a lease": [grant(80, 2, hard_end_s=HOUR)],
     "told again by a placement that was replaced": [
         grant(80, 3, node=P2), grant(81, 2, hard_end_s=7 * HOUR)],
@@ -267,6 +270,8 @@ PLANTED = {
     "from the account's rest although its function is reserved 0": (1, [
         level(78, 0, limit=0, node=C2, room=0), Bound(at=78.2, node=C2, pool=POOL, limit=0, since=78),
         *FROM_THE_REST]),
+    "from the account's rest although a new leader knows its function's reservation": (1, [
+        *RESERVED, *LED_ANEW, level(79.1, 0, limit=1, node=C3, room=1), *FROM_THE_REST]),
     # 2: leaks
     "a permit that never came back": (2, [block(75, 1, node=C2), level(75, 1, limit=1, node=C2)]),
     "one more than is kept for a run that nobody knows of": (2, [
