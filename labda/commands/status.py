@@ -71,7 +71,7 @@ async def collect(state: State, *, rates: bool = False) -> dict[str, Any]:
         ],
         "pools": [_pool(status) for status in pools.pools] if pools is not None else None,
         "numbers": numbers,
-        "functions": _join(configurations, cluster["account"], pools, managers),
+        "account": cluster["account"], "functions": _join(configurations, cluster["account"], pools, managers),
     }
 
 
@@ -134,32 +134,32 @@ def _join(
     pools: counting_pb2.ListPoolsAnswer | None,
     managers: Managers,
 ) -> list[dict[str, Any]]:
-    """Functions of the root account, with what runs and what may run at most."""
-    sandboxes: dict[str, Counter[str]] = {}
+    """Functions of the root account, with what runs and what may run at most. Of other accounts, whose keys alone may
+    list them: those that have sandboxes or a reservation; their runtime and memory are None."""
+    sandboxes: dict[tuple[str, str], Counter[str]] = {}
     for answer in managers.values():
         for entry in answer.functions:
-            if entry.function.account == account:
-                sandboxes.setdefault(entry.function.function, Counter()).update(dict(entry.sandboxes))
-    reserved: dict[str, counting_pb2.ListPoolsAnswer.PoolStatus] = {}
-    rest: int | None = None
+            at = entry.function.account, entry.function.function
+            sandboxes.setdefault(at, Counter()).update(dict(entry.sandboxes))
+    reserved: dict[tuple[str, str], int] = {}
+    rest: dict[str, int] = {}
     for status in pools.pools if pools is not None else ():
-        if status.pool.account != account:
-            continue
         if status.pool.kind == common_pb2.Pool.RESERVED:
-            reserved[status.pool.function] = status
+            reserved[status.pool.account, status.pool.function] = status.limit
         elif status.pool.kind == common_pb2.Pool.UNRESERVED:
-            rest = status.limit
+            rest[status.pool.account] = status.limit
+    known = {(account, found["FunctionName"]): found for found in configurations or ()}
+    others = sorted(at for at in {*sandboxes, *reserved} if at[0] != account)
     functions = []
-    for found in configurations or ():
-        name = found["FunctionName"]
-        counts = sandboxes.get(name, Counter())
-        pool = reserved.get(name)
+    for owner, name in [*known, *others]:
+        found = known.get((owner, name), {})
+        counts = sandboxes.get((owner, name), Counter())
         # By the managers' word: what a frontend last told the ledger of its block may be a while ago.
         running = sum(count for state, count in counts.items() if state.lower() in _RUNNING)
         functions.append({
-            "account": account, "name": name, "runtime": found.get("Runtime", ""), "memory_mb": found["MemorySize"],
-            "running": running, "limit": pool.limit if pool is not None else rest,
-            "limit_kind": "reserved" if pool is not None else "account's unreserved rest",
+            "account": owner, "name": name, "runtime": found.get("Runtime"), "memory_mb": found.get("MemorySize"),
+            "running": running, "limit": reserved.get((owner, name), rest.get(owner)),
+            "limit_kind": "reserved" if (owner, name) in reserved else "account's unreserved rest",
             "sandboxes": dict(counts),
         })
     return functions
@@ -179,14 +179,20 @@ def render(report: Mapping[str, Any]) -> str:
     lines += _worker_rows(report["workers"], azs, width)
     lines += _margin_row(report["margins"], azs, width)
     lines += ["", *overview_lines(report["numbers"])]
-    lines += ["", f"{'function':<28}{'runtime':<18}{'running/limit':<16}sandboxes"]
-    for function in report["functions"]:
+    names = [_name(function, report["account"]) for function in report["functions"]]
+    wide = max([28, *(len(name) + 2 for name in names)])
+    lines += ["", f"{'function':<{wide}}{'runtime':<18}{'running/limit':<16}sandboxes"]
+    for name, function in zip(names, report["functions"], strict=True):
         used = f"{function['running']}/{'?' if function['limit'] is None else function['limit']}"
         states = ", ".join(f"{count} {state}" for state, count in sorted(function["sandboxes"].items()) if count)
-        lines.append(f"{function['name']:<28}{function['runtime']:<18}{used:<16}{states or 'none'}")
+        lines.append(f"{name:<{wide}}{function['runtime'] or '':<18}{used:<16}{states or 'none'}")
     if not report["functions"]:
         lines.append("none yet: labda deploy DIR")
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _name(function: Mapping[str, Any], account: str) -> str:
+    return str(function["name"]) if function["account"] == account else f"{function['account']}/{function['name']}"
 
 
 def _rows(
