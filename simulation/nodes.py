@@ -57,8 +57,9 @@ async def roll(region: Region, node: str) -> None:
         frontend = region.frontends[_FRONTENDS[node]]
         frontend.killed = True  # the endpoint sends it nothing more
         await region.process_of(frontend).do(frontend.service.drain(lambda: _answered(frontend)))
-        region.ground.fabric.crash(node)    # its process ends,
-        region.cut_off_clients(frontend)    # and its connections with it
+        region.ground.fabric.crash(node)    # its process ends, and its connections with it
+        if ending := region.cut_off_clients(frontend):
+            await asyncio.wait(ending)      # before another one writes into its trace
     elif (place := _place(region, node)) is not None:
         await region.replace_worker(place)
     else:

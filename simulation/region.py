@@ -233,9 +233,12 @@ class Region:
         self.cut_off_clients(frontend)
         await self.process_of(frontend).do(frontend.service.close())
 
-    def cut_off_clients(self, frontend: Frontend) -> None:
-        for task in list(frontend.requests):
+    def cut_off_clients(self, frontend: Frontend) -> "list[asyncio.Task[Any]]":
+        """What is being ended: the process's last words come from there."""
+        ending = list(frontend.requests)
+        for task in ending:
             task.cancel()
+        return ending
 
     async def restart_frontend(self, number: int) -> None:
         """Another process under the name of one that was killed."""

@@ -1,13 +1,14 @@
 """Hosts whose clocks differ, and processes that are stopped: what a simulated process can see of time."""
 
 import asyncio
+import json
 
 import pytest
 
 from simulation import loop as virtual
 from simulation import nodes
 from simulation.processes import HostClock, Process
-from simulation.region import Region
+from simulation.region import ConnectionLost, Region
 from simulation.scenario import create
 
 
@@ -133,6 +134,29 @@ def test_a_worker_that_is_stopped_leaves_its_sandboxes_running():
     phases = dict(part.split("=") for part in answer.headers["x-labda-phases"].split(","))
     # The sandbox was done in the middle of the pause: its end was told when the agent went on.
     assert 1000.0 < float(phases["run"]) < 1200.0
+
+
+def test_a_rolled_frontends_last_words_come_before_its_successors_first():
+    """Found by a fault plan (seed 1210): what was still asked when its time to drain was over."""
+    async def main(region):
+        await create(region, "hello", "echo")
+        for member in region.counting.known:
+            await nodes.kill(region, member)
+        asked = asyncio.create_task(region.invoke("hello", b"1"))
+        await asyncio.sleep(0.5)
+        await nodes.roll(region, "frontend-az1-1")
+        with pytest.raises(ConnectionLost):
+            await asked
+        return [json.loads(line) for line in region.trace().splitlines()]
+
+    async def live(_loop):
+        async with Region(3) as region:
+            return await main(region)
+
+    own = [line for line in virtual.run(live) if line["node"] == "frontend-az1-1"]
+    [_, begun] = [place for place, line in enumerate(own) if "parameters" in line]
+    [over] = [place for place, line in enumerate(own) if line.get("note", {}).get("type") == "Over"]
+    assert over < begun
 
 
 def test_a_drained_frontend_opens_nothing_any_more():

@@ -41,7 +41,7 @@ class ThrottlesAreProved(Check):
 
     def handlers(self) -> Mapping[type[Record], Handler]:
         self._leading = lead = Leading()
-        self._blocks: dict[str, dict[str, Block]] = defaultdict(dict)       # of some size, by pool and session
+        self._blocks: dict[str, dict[str, Block]] = defaultdict(dict)       # since it holds any, by pool and session
         self._sessions: dict[str, Session] = {}
         self._levels: dict[str, Level] = {}
         self._rounds: dict[str, _Round] = {}                                # the newest, by pool
@@ -64,7 +64,7 @@ class ThrottlesAreProved(Check):
 
     def _block(self, block: Block) -> None:
         if block.size:
-            self._blocks[block.pool][block.session] = block
+            self._blocks[block.pool].setdefault(block.session, block)
         else:
             self._blocks[block.pool].pop(block.session, None)
 
@@ -100,11 +100,14 @@ class ThrottlesAreProved(Check):
         pool, holders = throttled.pool, self._holders(throttled.pool)
         what = f"requests for {pool} were refused in round {throttled.round}"
         turn = self._rounds.get(pool)
+        came = self._came[throttled.frontend, pool]
         if turn is None or turn.began.round != throttled.round:
-            if holders:
-                held = next(iter(holders.values()))
+            # When it began is not told: at the earliest when the last of those whom it refuses had come.
+            began = max((came[number].at for number in throttled.waiting if number in came), default=throttled.at)
+            held = next((block for block in holders.values() if block.at <= began), None)
+            if held is not None:
                 self.violated(f"{what}, which asked nobody, while {held.session} held permits", held, throttled)
-            elif self._only_others_hold(pool):
+            elif not holders and self._only_others_hold(pool):
                 self.violated(f"{what}, which asked nobody whose runs are charged there", self._levels[pool], throttled)
             return
         for session, block in holders.items():
@@ -113,7 +116,6 @@ class ThrottlesAreProved(Check):
         for answer in turn.heard.values():
             if answer.given_back:
                 self.violated(f"{what}, in which {answer.frontend} gave {answer.given_back} back", answer, throttled)
-        came = self._came[throttled.frontend, pool]
         for number in throttled.waiting:
             wanted = came.get(number)
             if wanted is not None and wanted.at > turn.began.at:

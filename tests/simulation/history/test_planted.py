@@ -181,6 +181,10 @@ ALSO_HONEST = {
         *HELD_BY_TWO, Session(at=80.3, node=C2, session=S1, state="counted"),
         Session(at=80.3, node=C2, session=S2, state="counted"), throttled(80.6, 9, node=C2), *refused("x", 80),
         Session(at=80.7, node=C2, session=S1, state="live")],
+    "throttled in a round that nobody could be asked in, as what came free meanwhile went to older ones": [
+        level(79, 0, node=C2), Session(at=79.1, node=C2, session=S2, state="live"), wanted(80, 9, node=C2),
+        block(80.2, 1, node=C2), block(80.2, 1, S2, node=C2), level(80.2, 2, node=C2), throttled(80.6, 9, node=C2),
+        *refused("x", 80), block(82, 0, node=C2), block(82, 0, S2, node=C2), level(82, 0, node=C2)],
     "refused for want of a proof": [
         wanted(80, 9, node=C2),
         Unproven(at=80.5, node=C2, frontend=F1, pool=POOL, waiting=(9,), reason="silent holder"),
