@@ -6,6 +6,7 @@ returns something that can be drained.
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -22,6 +23,7 @@ from chassis.faults import Fault
 
 COLLECT_S = 60.0
 
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)     # glibc's alone
 _log = structlog.get_logger(__name__)
 
 
@@ -84,10 +86,15 @@ async def _live(config: NodeConfig, start: Callable[[], Awaitable[Service]]) -> 
 
 async def collect(every_s: float) -> None:
     """Frees cycles of what has lived long, such as a sandbox's: by its own counts the collector would come for them
-    after hours, or never. It takes a millisecond or less: nothing that was made before serving is looked at."""
+    after hours, or never. It takes a millisecond or less: nothing that was made before serving is looked at.
+
+    Then what the allocator keeps goes back to the host: after eight bodies of 6 MB at once that was 50 MB, for good.
+    """
     while True:
         await asyncio.sleep(every_s)
         gc.collect()
+        if _trim is not None:
+            _trim(0)
 
 
 def _settle(stop: "asyncio.Future[int]", status: int) -> None:
