@@ -85,7 +85,11 @@ def quiet() -> None:
 
 
 def _one(seed: int, swarm: bool, hashed: bool) -> Outcome:
-    return run_alone(draw(seed, swarm=swarm), hashed=hashed)
+    try:
+        return run_alone(draw(seed, swarm=swarm), hashed=hashed)
+    except Exception as error:
+        error.add_note(f"seed {seed}")
+        raise
 
 
 def run_alone(plan: Plan, *, hashed: bool = False) -> Outcome:

@@ -168,11 +168,14 @@ class Region:
 
     def held_by(self) -> dict[str, str]:
         """Which manager every usable worker obeys, by place: the worker's own word counts."""
+        cores = {     # one that is just being started has none yet
+            place: worker.agent.core for place, worker in self.workers.items() if hasattr(worker, "agent")
+        }
         return {
-            place: worker.agent.core.manager for place, worker in self.workers.items()
-            if worker.agent.core.manager in self.managers.nodes
-            and (lease := self.managers[worker.agent.core.manager].core.supply.leases.get(members.worker_node(place)))
-            and lease.usable and lease.number == worker.agent.core.lease
+            place: core.manager for place, core in cores.items()
+            if core.manager in self.managers.nodes
+            and (lease := self.managers[core.manager].core.supply.leases.get(members.worker_node(place)))
+            and lease.usable and lease.number == core.lease
         }
 
     # ------------------------------------------------------------ the client's side
@@ -430,7 +433,8 @@ class Region:
     async def _end_worker(self, place: str, ending: WorkerService) -> None:
         self.resume(members.worker_node(place))
         await self._worker_process(place).do(ending.drain())
-        self.ground.fabric.crash(members.worker_node(place))    # its process ends
+        if self.workers.get(place) is ending:   # by itself and told to: who is told last must not end its successor
+            self.ground.fabric.crash(members.worker_node(place))    # its process ends
 
     async def _drain(self) -> None:
         """First what lets requests in, last what everything else leans on."""

@@ -159,6 +159,41 @@ def test_a_rolled_frontends_last_words_come_before_its_successors_first():
     assert over < begun
 
 
+def test_a_worker_that_ends_twice_over_has_one_successor_that_lives():
+    """Found by a fault plan (seed 1771): the second end, slower than the first, took the successor's network."""
+    async def main(region):
+        for member in region.counting.known:    # nobody confirms that it leaves, which then takes its time
+            await nodes.kill(region, member)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(region.replace_worker("az1"))
+            await asyncio.sleep(3.0)
+            group.create_task(region.replace_worker("az1"))
+        await region.until(region.ready, "every worker to be leased", within_s=30.0)
+
+    async def live(_loop):
+        async with Region(3) as region:
+            await main(region)
+
+    virtual.run(live)
+
+
+def test_a_worker_that_is_just_being_started_obeys_nobody_yet():
+    async def main(region):
+        await region.lose_worker("az1")
+        starting = asyncio.create_task(region.start_worker("az1"))
+        while "az1" not in region.workers:
+            await asyncio.sleep(0)
+        held = region.held_by()
+        await starting
+        return held
+
+    async def live(_loop):
+        async with Region(3) as region:
+            return await main(region)
+
+    assert virtual.run(live).keys() == {"az2", "az3"}
+
+
 def test_a_drained_frontend_opens_nothing_any_more():
     """Found by a fault plan: what a drained frontend told its managers late took its successor's stream's place."""
     async def main(region):
