@@ -4,10 +4,11 @@
 
 SECONDS (600) of load: quick and slow functions, failing ones, ones that print much, exit or exceed their timeout, one
 that is throttled, payloads of 6 MB, three accounts; meanwhile code and limits of functions change, and functions are
-made, invoked cold and deleted. Every few seconds: anonymous memory, descriptors and threads of each process, mounts,
-namespaces, control groups, loop devices, sandboxes, and the state directory. After a warm-up, the mean of the last
-quarter is compared with that of the second one (``rig.growth``), with a stated tolerance. Exit status 1 when something
-grew.
+made, invoked cold and deleted. Every second: anonymous memory, descriptors and threads of each process, mounts,
+namespaces, control groups, loop devices, sandboxes, and the state directory. After a warm-up, the last quarter is
+compared with the second one (``rig.growth``), with a stated tolerance: memory by its lowest values, since a body of
+6 MB stays with the allocator until the process gives it back (every minute, ``chassis/process.py``), all else by its
+means. Exit status 1 when something grew.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ SECONDS_MIN = 60.0
 WARM_UP = 0.2               # of the time, and at most
 WARM_UP_S_MAX = 120.0
 ROUND_S = 30.0              # requests are signed again: a signature is good for five minutes
-SAMPLE_S = 5.0
+SAMPLE_S = 1.0      # a sample takes 30 ms
 CHANGE_S = 4.0              # between updates, and between cold functions
 SERVED_MIN = 0.98           # of the plain invokes; a cluster that refuses everything holds nothing either
 LARGE = 6 * 1024 * 1024 - 1024
@@ -46,7 +47,7 @@ SCALED = ("--set", "worker.log_file_bytes_max=131072", "--set", "worker.code_cac
 
 # By what is counted. The number of sandboxes moves with chance, and much with it.
 RULES: dict[str, Tolerance | Ceiling] = {
-    "memory": Tolerance(0.10, 4.0),         # MB of anonymous memory
+    "memory": Tolerance(0.10, 4.0, lowest=True),    # MB of anonymous memory
     "descriptors": Tolerance(0.10, 4),
     "threads": Tolerance(0.0, 1.5),
     "sandboxes": Tolerance(0.25, 3),

@@ -1,10 +1,10 @@
 """Whether something grows: samples over time, and a verdict per quantity.
 
-Owns the rule: the mean of the last quarter of the samples against that of the second quarter; what was made within the
-first quarter (caches that fill, memory that an allocator keeps) is no growth. Refuses to know what is measured.
+Owns the rule: the last quarter of the samples against the second quarter, by their means or by their lowest values;
+what was made within the first quarter (caches that fill) is no growth. Refuses to know what is measured.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -13,10 +13,15 @@ SAMPLES_MIN = 8     # two per quarter
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What the later mean may lie above the earlier one: the larger of a share of that and an amount."""
+    """What the later value may lie above the earlier one: the larger of a share of that and an amount. ``lowest``: of
+    what comes and goes, such as the buffer of a large body, only what is there at any time is compared."""
 
     share: float
     amount: float
+    lowest: bool = False
+
+    def value(self, samples: Sequence[float]) -> float:
+        return min(samples) if self.lowest else fmean(samples)
 
     def allows(self, earlier: float, later: float) -> bool:
         return later - earlier <= max(self.share * earlier, self.amount)
@@ -29,13 +34,16 @@ class Tolerance:
 class Ceiling:
     """For what may grow up to a bound that it has by design."""
 
-    value: float
+    most: float
+
+    def value(self, samples: Sequence[float]) -> float:
+        return fmean(samples)
 
     def allows(self, _earlier: float, later: float) -> bool:
-        return later <= self.value
+        return later <= self.most
 
     def __str__(self) -> str:
-        return f"up to {self.value:g}"
+        return f"up to {self.most:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +78,13 @@ class Samples:
         second, last = self.taken[quarter:2 * quarter], self.taken[-quarter:]
         apart_s = fmean(at for at, _ in last) - fmean(at for at, _ in second)
         for name in sorted({name for _, values in self.taken for name in values}):
-            earlier, later = _mean(second, name), _mean(last, name)
+            rule = rules[name.rsplit(" ", 1)[-1]]
+            earlier, later = rule.value(_of(second, name)), rule.value(_of(last, name))
             yield Verdict(
                 name=name, earlier=earlier, later=later, highest=max(values.get(name, 0.0) for _, values in self.taken),
-                per_hour=(later - earlier) / apart_s * 3600, rule=rules[name.rsplit(" ", 1)[-1]],
+                per_hour=(later - earlier) / apart_s * 3600, rule=rule,
             )
 
 
-def _mean(samples: list[tuple[float, Mapping[str, float]]], name: str) -> float:
-    return fmean(values.get(name, 0.0) for _, values in samples)
+def _of(samples: list[tuple[float, Mapping[str, float]]], name: str) -> list[float]:
+    return [values.get(name, 0.0) for _, values in samples]

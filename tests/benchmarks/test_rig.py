@@ -56,6 +56,17 @@ def test_a_step_in_the_second_half_is_growth():
     assert judged("a memory", [40.0] * 60 + [60.0] * 36).grew
 
 
+def test_of_what_comes_and_goes_only_what_is_always_there_can_grow():
+    rule = {"memory": Tolerance(0.1, 4.0, lowest=True)}
+    bursts, leak = Samples(), Samples()
+    for n in range(96):
+        burst = 15.0 * (n % (7 if n < 48 else 2) != 0)      # more often in the second half
+        bursts.add(n * 1.0, {"a memory": 40.0 + burst})
+        leak.add(n * 1.0, {"a memory": 40.0 + burst + 0.1 * n})
+    assert [one.grew for one in bursts.verdicts(rule)] == [False]
+    assert [one.grew for one in leak.verdicts(rule)] == [True]
+
+
 def test_what_appears_late_is_growth():
     samples = Samples()
     for n in range(40):
