@@ -14,7 +14,8 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Of one group of processes at one time. ``cpu_s`` since they started; ``pss_kb``: shared pages count in parts;
-    ``anonymous_kb``: of that, what no file holds, which no other cluster on the machine moves.
+    ``anonymous_kb``: what no file holds, which no other cluster on the machine moves; a page that a child shares, which
+    was forked just now, counts in full.
     """
 
     cpu_s: float = 0.0
@@ -35,7 +36,7 @@ def usage(pid: int) -> Usage:
         stat = (folder / "stat").read_text().rpartition(")")[2].split()
         sizes = rollup((folder / "smaps_rollup").read_text())
         return Usage(
-            cpu_s=(int(stat[11]) + int(stat[12])) * _TICK_S, pss_kb=sizes["Pss"], anonymous_kb=sizes["Pss_Anon"],
+            cpu_s=(int(stat[11]) + int(stat[12])) * _TICK_S, pss_kb=sizes["Pss"], anonymous_kb=sizes["Anonymous"],
             descriptors=len(list((folder / "fd").iterdir())), threads=int(stat[17]), processes=1,
         )
     except (OSError, KeyError):     # a process that is ending has no memory any more
