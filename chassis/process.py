@@ -88,7 +88,8 @@ async def collect(every_s: float) -> None:
     """Frees cycles of what has lived long, such as a sandbox's: by its own counts the collector would come for them
     after hours, or never. It takes a millisecond or less: nothing that was made before serving is looked at.
 
-    Then what the allocator keeps goes back to the host: after eight bodies of 6 MB at once that was 50 MB, for good.
+    Then what the allocator keeps goes back to the host: after eight bodies of 6 MB at once that was 50 MB, for good. It
+    takes 6 ms for 40 MB, less than one where there is nothing.
     """
     while True:
         await asyncio.sleep(every_s)
