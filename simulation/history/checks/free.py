@@ -79,6 +79,7 @@ class FreePermitsAreServed(Check):
         self._done: dict[str, set[int]] = defaultdict(set)      # numbers that wait no longer, by frontend
         self._first: dict[tuple[str, str], dict[int, Wanted]] = {}  # also before a stream broke
         self._left: dict[tuple[str, str], Record] = {}      # the newest by which a request waits no longer, unserved
+        self._live: dict[str, str] = {}                     # the newest session that was, by frontend
         return {
             Proposed: lead.proposed, Committed: lead.committed,
             Led: self._led, Deposed: self._deposed, Level: lead.only(self._level), Room: lead.only(self._room),
@@ -102,6 +103,7 @@ class FreePermitsAreServed(Check):
         self._granted.clear()
         self._first.clear()
         self._left.clear()
+        self._live.clear()
 
     def _level(self, level: Level) -> None:
         self._pools.setdefault(level.pool, _Free(level)).update(level)
@@ -173,8 +175,12 @@ class FreePermitsAreServed(Check):
                 self._left[key] = served
 
     def _session(self, session: Session) -> None:
-        if session.state != "live":
-            self._forget(session.session.rpartition("#")[0])
+        """The end of an older one, which may come long after, ends nothing of its frontend's newest."""
+        frontend = session.session.rpartition("#")[0]
+        if session.state == "live":
+            self._live[frontend] = session.session
+        elif self._live.get(frontend) in {None, session.session}:
+            self._forget(frontend)
 
     def _life(self, life: Life) -> None:
         self._done.pop(life.node, None)

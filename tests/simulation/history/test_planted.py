@@ -163,6 +163,10 @@ ALSO_HONEST = {
     "granted to who had come before, and whose stream broke meanwhile": [
         *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), wanted(80, frontend=F2, node=C2),
         wanted(80.8, 5, frontend=F2, node=C2), granted(80.95, 1, F2, node=C2)],
+    "granted to who had come before, and whose frontend's older session ended meanwhile": [
+        Session(at=79, node=C2, session=f"{F2}#2", state="live"), *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2),
+        Session(at=80, node=C2, session=S2, state="gone"), wanted(80.8, 5, frontend=F2, node=C2),
+        granted(80.95, 1, F2, node=C2)],
     "granted for the wish of a stream that broke": [
         *CONTENDED, wanted(79.4, 5, frontend=F2, node=C2), wanted(80, frontend=F2, node=C2),
         granted(80.95, 1, F2, node=C2)],
