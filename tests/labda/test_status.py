@@ -1,6 +1,7 @@
 """`labda status`: which functions an operator sees, and what runs of them."""
 
 from labda.commands import status
+from labda.overview import overview
 from protos import common_pb2, counting_pb2, worker_manager_pb2
 
 ROOT, BILLING = "000000000000", "111122223333"
@@ -53,7 +54,7 @@ def test_two_functions_of_one_name_are_told_apart():
             {"service": "frontend", "node": "frontend-az1-1", "az": "az1", "role": "", "votes": None,
              "health": "serving"}],
         "workers": [{"node": "worker-az1-1", "az": "az1", "host": "host-az1-1", "sandboxes": {}, "memory_free_mb": 1}],
-        "margins": [], "numbers": status.overview([]), "account": ROOT,
+        "margins": [], "numbers": overview([]), "account": ROOT,
         "functions": functions([HELLO], managers={"m1": Described(functions=[at_manager(BILLING, "hello", idle=1)])}),
     }
     lines = status.render(report).splitlines()
