@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import random
 
 import pytest
 
+from frontend.auth.keys import new_key
 from simulation import loop as virtual
 from simulation import nodes
+from simulation.client import Client
 from simulation.processes import HostClock, Process
 from simulation.region import ConnectionLost, Region
 from simulation.scenario import create
@@ -41,6 +44,31 @@ def test_a_wall_clock_that_is_moved_moves_nothing_else():
         return clock.wall() - before, clock.monotonic(), loop.now
 
     assert virtual.run(main) == (-3600.0, 0.0, 0.0)
+
+
+def test_a_client_signs_again_when_the_clock_was_moved_after_it_had_signed():
+    """Found by a fault plan (seed 2956): a frontend's store was slow, and its clock moved while a key was sought."""
+    dates = []
+
+    async def main(loop):
+        clock = HostClock(loop)
+
+        async def application(scope, _receive, send):
+            headers = dict(scope["headers"])
+            dates.append(headers[b"x-amz-date"])
+            late = len(dates) == 1
+            if late:
+                clock.jump(3600.0)
+            await send({"type": "http.response.start", "status": 403 if late else 200, "headers": []})
+            await send({"type": "http.response.body", "body": b'{"message":"Signature expired"}' if late else b"1"})
+
+        key = new_key("000000000000", random.Random(1), clock.wall())
+        client = Client(application, host="frontend", key=key, region="us-east-1", clock=clock)
+        return await client.send("GET", "/")
+
+    assert virtual.run(main).body == b"1"
+    assert len(dates) == 2
+    assert dates[0] < dates[1]
 
 
 def test_a_stopped_process_runs_nothing_and_then_everything_in_order():
