@@ -14,14 +14,15 @@ SAMPLES_MIN = 8     # two per quarter
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """What the later value may lie above the earlier one: the larger of a share of that and an amount. ``lowest``: of
-    what comes and goes, such as the buffer of a large body, only what is there at any time is compared."""
+    what comes and goes, such as the buffer of a large body, only what is there at any time is compared; a sample that
+    missed it, as of a process that was being started again, hides nothing."""
 
     share: float
     amount: float
     lowest: bool = False
 
     def value(self, samples: Sequence[float]) -> float:
-        return min(samples) if self.lowest else fmean(samples)
+        return min(filter(None, samples), default=0.0) if self.lowest else fmean(samples)
 
     def allows(self, earlier: float, later: float) -> bool:
         return later - earlier <= max(self.share * earlier, self.amount)

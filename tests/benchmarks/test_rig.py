@@ -65,6 +65,8 @@ def test_of_what_comes_and_goes_only_what_is_always_there_can_grow():
         leak.add(n * 1.0, {"a memory": 40.0 + burst + 0.1 * n})
     assert [one.grew for one in bursts.verdicts(rule)] == [False]
     assert [one.grew for one in leak.verdicts(rule)] == [True]
+    leak.add(96.0, {})      # the process was not there just then
+    assert [one.grew for one in leak.verdicts(rule)] == [True]
 
 
 def test_what_appears_late_is_growth():
